@@ -1,0 +1,1 @@
+"""The command line. `main` holds the error boundary; heavy imports happen inside the command that needs them."""

@@ -1,0 +1,93 @@
+"""The exception tree: every expected failure says what happened, where, and what to try.
+
+Knows nobody: no other module of the package is imported here. A person's words never enter an error; records are
+named by file, line or id.
+"""
+
+from __future__ import annotations
+
+CODES: dict[str, str] = {
+    "recipe-unknown": "no recipe of that name or path exists",
+    "recipe-invalid": "a recipe holds unknown settings or values out of range",
+    "data-missing": "a data file or folder does not exist",
+    "data-format": "a data file is in none of the known formats, or a needed column is missing",
+    "data-row": "a row of a data file cannot be read",
+    "data-empty": "no usable conversation is left",
+    "data-split": "the corpus is too small to be split",
+    "data-licence": "the licence of a source is not known and was not stated",
+    "data-too-long": "a conversation is longer than the context and the policy says stop",
+    "base-missing": "the base's folder or hub id does not exist",
+    "base-weights": "the base's folder holds no weights",
+    "base-unsupported": "the base's architecture is not a causal language model that can be loaded",
+    "base-gated": "the hub wants a login or an accepted licence for this base",
+    "base-remote-code": "the base brings its own code and the recipe does not trust it",
+    "base-tokenizer": "the base's tokenizer is missing or lacks an end-of-turn token",
+    "base-mismatch": "the adapter was trained on another base",
+    "hub-unreachable": "the model hub cannot be reached",
+    "adapter-targets": "the adapter's target modules do not exist in the base",
+    "adapter-missing": "the run holds no trained adapter",
+    "fit-memory": "the work does not fit into memory",
+    "train-nan": "the loss became NaN or infinite",
+    "checkpoint-damaged": "a checkpoint's files do not match its manifest",
+    "run-missing": "no run of that name exists",
+    "run-locked": "another process is working on this run",
+    "run-unwritable": "the run's folder cannot be written",
+    "disk-full": "the disk is full",
+    "port-in-use": "the port is taken",
+    "serve-open": "the server was asked to listen beyond this machine without a key",
+    "engine-failed": "the engine could not produce a reply",
+    "safety-data": "a safety table (lexicon, protocol, resources, policy) is damaged or was loosened",
+    "audit-broken": "the audit chain does not verify",
+    "country-unknown": "no such country in the table of resources",
+    "usage": "the command line asks for something that does not go together",
+    "dependency-missing": "an optional package or a system tool is not installed",
+}
+"""Every code with its one-line cause. `docs/reference/errors.md` has a heading for each; a test holds them equal."""
+
+
+class WarmlineError(Exception):
+    """An expected failure: what happened with the value, where, and what to try.
+
+    >>> print(WarmlineError("recipe `demmo` does not exist", code="recipe-unknown", hint="did you mean `demo`?"))
+    recipe `demmo` does not exist [recipe-unknown]
+    hint: did you mean `demo`?
+    """
+
+    def __init__(self, what: str, *, code: str, where: str | None = None, hint: str | None = None) -> None:
+        if code not in CODES:
+            raise KeyError(f"error code `{code}` is not listed in warmline.errors.CODES")
+        self.what, self.code, self.where, self.hint = what, code, where, hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        hint = f"\nhint: {self.hint}" if self.hint else ""
+        return f"{self.what}{where} [{self.code}]{hint}"
+
+
+class RecipeError(WarmlineError):
+    """A recipe that does not exist or does not make sense. All its faults are reported at once."""
+
+
+class DataError(WarmlineError):
+    """Input data that cannot be used as it is."""
+
+
+class ModelError(WarmlineError):
+    """A base, tokenizer or adapter that cannot be loaded or does not fit the others."""
+
+
+class RunError(WarmlineError):
+    """A run folder that is missing, locked, unwritable or damaged."""
+
+
+class EngineError(WarmlineError):
+    """An engine that cannot reply. A visitor never sees it: `chat` answers with the vetted fallback."""
+
+
+class ServeError(WarmlineError):
+    """A server that cannot start as asked."""
+
+
+class SafetyError(WarmlineError):
+    """A damaged or loosened safety table, or a broken audit chain. Nothing is served until it is mended."""

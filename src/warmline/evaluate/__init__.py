@@ -1,0 +1,1 @@
+"""Measurement: base against tuned, on what neither has seen. Import the module you need."""

@@ -1,0 +1,292 @@
+"""Recipes: every setting of a run in one YAML file, each explained once, under its field.
+
+Knows nothing about how a setting is carried out. The text under a field feeds `--help`, the reference page and editors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from warmline.errors import RecipeError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Data(Section):
+    """Which conversations, and how they are divided."""
+
+    sources: tuple[str, ...] = ("sample",)
+    """Files, folders or hub dataset ids; `sample` is the corpus that ships with Warmline."""
+    format: str | None = None
+    """Name of the reader. Empty: detected from the file."""
+    columns: dict[str, str] = {}
+    """Which column is what, e.g. {question: Frage, answer: Antwort}, for tables with unusual headings."""
+    licence: str | None = None
+    """Licence of sources that state none. Without it an unknown licence stops the run."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many conversations."""
+    validation: float = Field(0.1, ge=0, lt=0.5)
+    """Share of groups held out to choose the best checkpoint."""
+    test: float = Field(0.1, ge=0, lt=0.5)
+    """Share of groups held out for the final measurement; never seen in training."""
+    seed: int = 17
+    """Decides which groups are held out."""
+    language: str = "en"
+    """Conversations in another language are rejected. `any` keeps all."""
+    anonymise: bool = True
+    """Replace names, places, numbers and addresses of people by placeholders."""
+
+
+class NewBase(Section):
+    """Shape of a base that is trained from nothing (`base.model: new`), Llama architecture."""
+
+    vocabulary: int = Field(6144, ge=512)
+    """Size of the byte-level BPE vocabulary, control tokens included; learnt from the training text."""
+    width: int = Field(256, ge=32)
+    """Hidden size. Parameters grow with its square."""
+    layers: int = Field(8, ge=1)
+    heads: int = Field(4, ge=1)
+    inner: int = Field(704, ge=32)
+    """Width of the gated feed-forward layer."""
+    context: int = Field(1024, ge=64)
+    """Longest text in tokens."""
+
+
+class Base(Section):
+    """The language model to start from."""
+
+    model: str = "embedded"
+    """A local folder, a hub id such as `Qwen/Qwen3-4B`, `embedded` for the small base that ships, or `new`."""
+    revision: str | None = None
+    """Commit or tag of the hub repository. Pin it: a base that changes underneath is another base."""
+    load: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
+    """Precision of the frozen weights in memory: nf4 needs about 0.55 bytes a parameter, int8 1.1, bf16 2, fp32 4."""
+    double_quant: bool = True
+    """Quantise NF4's own scales too (QLoRA, arXiv 2305.14314): 0.4 bits a parameter less."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base. Only for a publisher and a revision you have checked."""
+    new: NewBase = NewBase()
+
+
+class Prompt(Section):
+    """How a conversation becomes text; one template for training and inference."""
+
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """`chat`: the tokenizer's own chat template. `plain`: <HUMAN>/<ASSISTANT> lines with an end-of-turn token.
+    `auto`: chat where the tokenizer has one, else plain."""
+    system: str = ""
+    """System message put before every conversation that has none."""
+    supervise: Literal["assistant", "all"] = "assistant"
+    """Whose tokens carry the loss. `all` is for training a base, and for repeating the seeds' fault on purpose."""
+    context: int = Field(1024, ge=32)
+    """Longest conversation in tokens."""
+    too_long: Literal["split", "drop", "stop"] = "split"
+    """What happens to a longer one: split at turn boundaries, drop, or stop with an error. Never cut silently."""
+
+
+class Adapter(Section):
+    """What is trained on top of the base."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains a small adapter on a frozen base; `full` trains every weight."""
+    rank: int = Field(16, ge=1)
+    """Width of the LoRA update. Doubling it doubles the adapter's size on disk."""
+    alpha: float = Field(32, gt=0)
+    """Scale of the update; its effect is alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of inputs of the update dropped in training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an update."""
+    dora: bool = False
+    """Weight-decomposed update (arXiv 2402.09353): a little better, slower."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (arXiv 2312.03732): for large ranks."""
+
+
+class Train(Section):
+    """How long and how fast."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training conversations. More than about 10 on a small corpus is memorisation."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrides `epochs` when given."""
+    batch: int = Field(16, ge=1)
+    """Conversations in one optimizer step."""
+    pack: int = Field(2048, ge=64)
+    """Tokens computed at once. Affects memory and speed, not the result."""
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from zero."""
+    floor: float = Field(0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of the learning rate."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    seed: int = 17
+    """Order of the conversations, initial adapter, dropout."""
+    validate_every: int = Field(50, ge=1)
+    """Steps between two measurements on the validation split."""
+    save_every: int = Field(50, ge=1)
+    """Steps between two checkpoints. An interrupted run loses at most so many."""
+    save_seconds: float = Field(60.0, gt=0)
+    """A checkpoint is written at least this often."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the result: lowest validation loss, or the last ones."""
+
+
+class Evaluate(Section):
+    """What the tuned model and its base are asked."""
+
+    prompts: tuple[str, ...] = ()
+    """Replies to these are printed side by side."""
+    new_tokens: int = Field(120, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    """0 takes the likeliest token every time."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, ge=1)
+    seed: int = 17
+
+
+class Recipe(Section):
+    """Everything a run needs to repeat itself."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Also the name of the run's folder."""
+    description: str = ""
+    data: Data = Data()
+    base: Base = Base()
+    prompt: Prompt = Prompt()
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with Warmline."""
+    folder = resources.files("warmline") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def source(name: str) -> tuple[str, str]:
+    """The YAML text of a recipe given by path or by shipped name, and what to call it in messages.
+
+    Raises:
+        RecipeError: there is none; the message offers near names.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return path.read_text("utf-8"), str(path)
+        except OSError:
+            raise RecipeError(
+                f"recipe {path} cannot be read", code="recipe-unknown", hint=f"shipped recipes: {', '.join(shipped())}"
+            ) from None
+        except UnicodeDecodeError:
+            raise RecipeError(f"{path} is not UTF-8 text", code="recipe-invalid") from None
+    if name not in shipped():
+        near = difflib.get_close_matches(name, shipped(), 1)
+        hint = (
+            f"did you mean `{near[0]}`?"
+            if near
+            else f"shipped recipes: {', '.join(shipped())}, or a path ending in .yaml"
+        )
+        raise RecipeError(f"recipe `{name}` does not exist", code="recipe-unknown", hint=hint)
+    return (resources.files("warmline") / "recipes" / f"{name}.yaml").read_text("utf-8"), name
+
+
+def load(name: str, settings: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by path or shipped name, with overrides such as `train.epochs=2` laid over it.
+
+    Raises:
+        RecipeError: all faults in one message, with near matches for misspelt settings.
+    """
+    text, label = source(name)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{label}:{mark.line + 1}" if mark else label
+        raise RecipeError(f"{label} is not YAML", code="recipe-invalid", where=line) from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{label} holds no settings", code="recipe-invalid", hint="see `warmline recipes show demo`")
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(
+                f"--set {setting} has no value", code="recipe-invalid", hint="write it as --set train.epochs=2"
+            )
+        node = tree
+        *parents, leaf = path.strip().split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise RecipeError(f"--set {path}: `{parent}` is not a section", code="recipe-invalid")
+            node = child
+        node[leaf] = yaml.safe_load(value)
+    return parse(tree, label)
+
+
+def parse(tree: dict[str, Any], label: str = "recipe") -> Recipe:
+    """Check a tree of settings whole and turn it into a `Recipe`."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        known = set(settings(Recipe))
+        faults, near = [], []
+        for fault in error.errors():
+            path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "literal")))
+            if fault["type"] == "extra_forbidden":
+                faults.append(f"`{path}` is not a setting")
+                close = difflib.get_close_matches(path, known, 1, 0.6)
+                near += [f"`{close[0]}` for `{path}`"] if close else []
+            elif fault["type"] == "missing":
+                faults.append(f"`{path}` is missing")
+            else:
+                faults.append(f"`{path}` is {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+        count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
+        raise RecipeError(
+            f"{count} in {label}: {'; '.join(faults)}",
+            code="recipe-invalid",
+            hint=f"did you mean {', '.join(near)}?" if near else "see `warmline recipes show demo` for every setting",
+        ) from None
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, in the order of the recipe."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def explain(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default, explanation) of every setting, for the reference page and `recipes explain`."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from explain(field.annotation, f"{prefix}{name}.")
+        else:
+            choices = get_args(field.annotation) if "Literal" in str(field.annotation) else ()
+            allowed = " | ".join(str(c) for c in choices if isinstance(c, str))
+            default = "" if field.is_required() else repr(field.default)
+            yield (
+                f"{prefix}{name}",
+                default,
+                " ".join((field.description or "").split()) + (f" ({allowed})" if allowed else ""),
+            )
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as resolved, as YAML: reading it back gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

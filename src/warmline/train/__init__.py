@@ -1,0 +1,1 @@
+"""Training: from packed conversations to an adapter. Import the module you need."""
