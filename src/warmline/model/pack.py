@@ -1,8 +1,7 @@
 """Several conversations in one row of tokens, each seeing only itself: exact, and no padding is computed.
 
 Knows nothing of templates or loss. Attention is made per conversation by `attend`, registered with transformers under
-the name `warmline`; architectures with an attention of their own (Falcon) get the same by a mask that transformers
-makes from the positions.
+the name `warmline`; architectures with an attention of their own (Falcon) compute a pack's conversations one by one.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def attend(
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     # split, not slices: the backward of a slice fills a whole pack with zeros for each conversation
-    for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
         length = q.shape[2]
         mask = None
         if sliding_window is not None and length > sliding_window:
@@ -144,27 +143,29 @@ def attend(
 AttentionInterface.register("warmline", attend)
 
 
-def prepare(model: Any) -> bool:
-    """Let `model` attend per conversation. Returns False where the architecture needs a mask instead (still exact)."""
+def prepare(model: Any) -> None:
+    """Let `model` attend per conversation where its architecture can be told how; generation wants `sdpa` again."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(base, "_supports_attention_backend", False):
-        base.set_attn_implementation("warmline")
-        return True
-    base.set_attn_implementation("sdpa")
-    return False
+    base.set_attn_implementation("warmline" if base._supports_attention_backend else "sdpa")
 
 
 def logits(model: Any, packed: Pack) -> torch.Tensor:
     """Logits [targets, vocabulary] at the places that predict a supervised token; no others are computed."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    extra = {"boundaries": packed.boundaries} if base.config._attn_implementation == "warmline" else {}
+    if base.config._attn_implementation == "warmline":
+        return _forward(model, packed.ids, packed.positions, packed.rows, boundaries=packed.boundaries)
+    # Falcon's own attention ignores positions when it makes its mask, so a pack would see across conversations.
+    pieces = []
+    for start, end in pairwise(packed.boundaries):
+        rows = packed.rows[(packed.rows >= start) & (packed.rows < end)] - start
+        if len(rows):
+            pieces.append(_forward(model, packed.ids[:, start:end], packed.positions[:, start:end], rows))
+    return torch.cat(pieces)
+
+
+def _forward(model: Any, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, **extra: Any) -> torch.Tensor:
     output = model(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        attention_mask=None,
-        use_cache=False,
-        logits_to_keep=packed.rows,
-        **extra,
+        input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, logits_to_keep=rows, **extra
     )
     result: torch.Tensor = output.logits[0]
     return result
