@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is slow, not wrong: no test asserts a time.
+settings.register_profile("warmline", deadline=None)
+settings.load_profile("warmline")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,7 +41,8 @@ GEMMA = (
 LLAMA2 = (
     "{%- set ns = namespace(system='') -%}{%- for m in messages -%}"
     "{%- if m.role == 'system' -%}{%- set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' -%}"
-    "{%- elif m.role == 'user' -%}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}{%- set ns.system = '' -%}"
+    "{%- elif m.role == 'user' -%}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}"
+    "{%- set ns.system = '' -%}"
     "{%- else -%}{{ ' ' + m.content + ' ' + eos_token }}{%- endif -%}{%- endfor -%}"
 )
 
@@ -67,7 +73,7 @@ def byte_level(
 
 
 def sentence_piece(folder: Path, special: list[str], template: str | None, prefix: bool = True):
-    """A SentencePiece-style BPE tokenizer with byte fallback; with `prefix`, a space before every text as in Llama 2."""
+    """A SentencePiece-style BPE tokenizer with byte fallback; `prefix`: a space before every text, as in Llama 2."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -44,6 +44,11 @@ class Data(Section):
     """Conversations in another language are rejected. `any` keeps all."""
     anonymise: bool = True
     """Replace names, places, numbers and addresses of people by placeholders."""
+    lint: Literal["drop", "route", "report", "off"] = "drop"
+    """What happens to replies that must not be learnt (diagnosis, methods, blame ...): drop the conversation, route it
+    to a safe answer, only report it, or do not look."""
+    dedupe: bool = True
+    """Leave out copies and near copies, so that none stands on both sides of a split."""
 
 
 class NewBase(Section):
@@ -54,7 +59,9 @@ class NewBase(Section):
     width: int = Field(256, ge=32)
     """Hidden size. Parameters grow with its square."""
     layers: int = Field(8, ge=1)
+    """Transformer blocks, one after the other."""
     heads: int = Field(4, ge=1)
+    """Attention heads; each is width / heads wide."""
     inner: int = Field(704, ge=32)
     """Width of the gated feed-forward layer."""
     context: int = Field(1024, ge=64)
@@ -124,7 +131,9 @@ class Train(Section):
     pack: int = Field(2048, ge=64)
     """Tokens computed at once. Affects memory and speed, not the result."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
+    """Largest step size, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero."""
     floor: float = Field(0.0, ge=0, le=1)
@@ -132,7 +141,9 @@ class Train(Section):
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     weight_decay: float = Field(0.0, ge=0)
+    """Pull of matrices towards zero (AdamW); norms are left alone."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Memory of AdamW's two averages."""
     seed: int = 17
     """Order of the conversations, initial adapter, dropout."""
     validate_every: int = Field(50, ge=1)
@@ -151,11 +162,15 @@ class Evaluate(Section):
     prompts: tuple[str, ...] = ()
     """Replies to these are printed side by side."""
     new_tokens: int = Field(120, ge=1)
+    """Longest reply in tokens."""
     temperature: float = Field(0.7, ge=0)
     """0 takes the likeliest token every time."""
     top_p: float = Field(0.9, gt=0, le=1)
+    """Draw only from the likeliest tokens that together have this probability."""
     repetition_penalty: float = Field(1.1, ge=1)
+    """Above 1, tokens that stand in the conversation already become less likely."""
     seed: int = 17
+    """Makes the measured replies repeatable."""
 
 
 class Recipe(Section):

@@ -42,9 +42,10 @@ def _options(
 
 
 def _register() -> None:
-    from warmline.cli import build
+    from warmline.cli import build, data, safety, talk
 
-    build.register(app)
+    for piece in (build, data, talk, safety):
+        piece.register(app)
 
 
 _register()

@@ -53,7 +53,7 @@ class Job:
         return stage, stage.finished
 
     def data(self) -> Stage:
-        from warmline.corpus.pipeline import prepare
+        from warmline.corpus.pipeline import Choices, prepare
 
         section = self.settings.data
         inputs = {
@@ -62,7 +62,7 @@ class Job:
         }
         stage, done = self._stage("data", "1 of 3 · conversations", inputs)
         if not done:
-            summary = prepare(section, stage.begin())
+            summary = prepare(section, stage.begin(), Choices(lint=section.lint, dedupe=section.dedupe))
             stage.finish(summary, inputs)
         return stage
 

@@ -190,6 +190,10 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
             quantization_config=quantisation,
             device_map={"": device},
         )
+    for module in model.modules():
+        # bitsandbytes' repacked NF4 layout for AVX-512 exists for multiples of 32 only; others keep the general one.
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.out_features % 32:
+            module.support_avx512bf16_for_cpu = False
     model.eval()
     return model
 

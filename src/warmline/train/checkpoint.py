@@ -50,7 +50,7 @@ def save(
         if torch.cuda.is_available():
             random |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
         save_tensors(random, partial / "random.safetensors")
-        write_json(partial / "state.json", {"step": step} | state)
+        write_json(partial / "state.json", state | {"step": step})
         write_json(
             partial / MANIFEST, {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != MANIFEST}
         )

@@ -122,6 +122,11 @@ class Loop:
             fused=True,
         )
         packing.prepare(model)
+        for module in model.modules():
+            # bitsandbytes repacks NF4 weights for AVX-512 at the first measurement, and its kernel for them has no
+            # backward: every gradient after that would be silently wrong.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         self.validation = [p.to(self.device) for p in packing.packs(validation, settings.pack)]
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.half = half

@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test test-all check format system embedded-base docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh "$(PYTHON)"
+
+demo: setup
+	@$(BIN)/warmline demo $(ARGS)
+
+# What the tests need beyond pip (a browser) is installed where we may; elsewhere the command is printed and the tests
+# that need it are skipped, in CI they fail.
+system:
+	@sh scripts/system_packages.sh
+
+test: setup system
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup system
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The pages under docs/reference that are made from the code.
+docs: setup
+	$(BIN)/python scripts/make_reference.py
+
+# How the small base that ships was made: about an hour on two cores. DATA: the folder with the public sets.
+DATA ?= ../shared/data
+embedded-base: setup
+	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)"
+	$(BIN)/warmline train embedded-base
+	$(BIN)/python training/embedded_base/ship.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis
