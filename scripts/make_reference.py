@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import typer.main
 
 from warmline import recipe
@@ -37,12 +37,12 @@ def recipe_page() -> str:
 def commands_page() -> str:
     lines = ["# Commands", "", "Made from the code by `make docs`.", ""]
 
-    def add(command: click.Command, path: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=100)
+    def add(command: Any, path: str, parent: Any) -> None:
+        context = command.context_class(command, info_name=path.rpartition(" ")[2], parent=parent)
         context.terminal_width = 100
         help_text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
         lines.extend([f"## `{path}`", "", "```", help_text, "```", ""])
-        if isinstance(command, click.Group):
+        if hasattr(command, "list_commands"):
             for name in command.list_commands(context):
                 child = command.get_command(context, name)
                 if child is not None:

@@ -91,4 +91,7 @@ def progress(what: str, total: float | None) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=_err, transient=False) as bars:
-        yield Bar(bars, bars.add_task(escape(what), total=total, note=""))
+        task = bars.add_task(escape(what), total=total, note="")
+        yield Bar(bars, task)
+        if total is None:  # how much there was is known only now
+            bars.update(task, total=1, completed=1)

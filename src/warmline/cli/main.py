@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
 
-import click
 import typer
+import typer.exceptions
 
 from warmline import __version__, console
 from warmline.errors import WarmlineError
@@ -29,14 +30,19 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         console.out(f"warmline {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
     if debug:
         os.environ["WARMLINE_DEBUG"] = "1"
 
@@ -54,6 +60,7 @@ _register()
 def main() -> None:
     """Run the command line; never lets a traceback reach a user unless `--debug` asks for it."""
     # The libraries' own advice and advertisements are not ours to show.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -66,10 +73,12 @@ def main() -> None:
             raise
         console.error(str(error))
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
+    except typer.exceptions.TyperException as error:
+        error.show()  # type: ignore[attr-defined]
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         console.say("stopped; run the same command again to continue")
         sys.exit(130)
     except BrokenPipeError:

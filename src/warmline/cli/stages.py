@@ -35,6 +35,10 @@ class Job:
     def carry_out(self) -> dict[str, Any]:
         """Do what is not done yet and return the measurement. Holds the run's lock."""
         began = time.monotonic()
+        if self.settings.base.model != "new":
+            from warmline.model import load
+
+            load.check(self.settings.base)
         with self.run.locked():
             write_atomically(self.run.folder / "recipe.yaml", recipe.dump(self.settings))
             write_json(self.run.folder / "environment.json", environment())

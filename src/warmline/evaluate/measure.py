@@ -42,7 +42,7 @@ def measure(settings: recipe.Recipe, data: Path, trained: Path, folder: Path) ->
                 write_json(path, _one(settings, weights, name, held_out, bar))
             found[name] = read_json(path)
             bar.to((len(found)) * (1 + len(settings.evaluate.prompts)))
-            surprises[name] = perplexity.Surprise(*(tuple(part) for part in found[name].pop("surprise").values()))
+            surprises[name] = perplexity.Surprise(**{k: tuple(v) for k, v in found[name].pop("surprise").items()})
     result = {
         "models": found,
         "ratio": asdict(perplexity.ratio(surprises["tuned"], surprises["base"])),

@@ -123,7 +123,15 @@ def _unreachable(model: str) -> ModelError:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check(base: recipe.Base) -> None:
+    """Say at once, before anything is read or made, that a local base cannot be used.
+
+    Raises:
+        ModelError: the folder is not there, is not a model's, or holds no weights. A hub id is not asked for here.
+    """
+    folder = locate(base.model)
+    if not isinstance(folder, Path):
+        return
     config = folder / "config.json"
     if not config.exists():
         raise ModelError(
@@ -161,9 +169,8 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
     Raises:
         ModelError: missing, without weights, unsupported, gated, or the hub cannot be reached.
     """
+    check(base)
     where = locate(base.model)
-    if isinstance(where, Path):
-        _check_folder(where)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # T4 and older have no bf16 units; fp16 computes there what bf16 would.
     half = torch.float16 if device == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16

@@ -1,0 +1,158 @@
+"""Commands of the safety floor: `screen`, `resources`, `audit verify`. Knows no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from warmline import console
+from warmline.errors import DataError, SafetyError
+
+audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
+
+
+class Format(StrEnum):
+    text = "text"
+    jsonl = "jsonl"
+
+
+_NOT_THE_PERSON = frozenset(
+    "assistant system bot sys tool chatbot model provider ai agent therapist counselor counsellor supporter "
+    "listener".split()
+)
+
+
+def _rows(file: Path, form: Format) -> Iterator[tuple[str, list[str]]]:
+    """Ids and user turns: one for a text, several for a conversation."""
+    from warmline.runs import read_jsonl
+
+    if form is Format.text:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield str(number), [line.rstrip("\n")]
+        return
+    for number, row in enumerate(read_jsonl(file), 1):
+        turns = _turns(row)
+        if turns is None:
+            raise DataError(
+                f"row {number} of {file.name} has neither `text` nor `messages`",
+                code="data-row",
+                where=f"{file}:{number}",
+                hint='a row is {"text": "..."} or {"messages": [{"role": "user", "content": "..."}]}',
+            )
+        yield str(row.get("id", number)), turns
+
+
+def _turns(row: Any) -> list[str] | None:
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("text"), str):
+        return [row["text"]]
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        return None
+    turns = []
+    for message in messages:
+        if isinstance(message, str):
+            turns.append(message)
+        elif isinstance(message, dict):
+            role = str(message.get("role", message.get("speaker", "user"))).lower()
+            content = message.get("content", message.get("text", ""))
+            if role not in _NOT_THE_PERSON:
+                turns.append(str(content))
+        else:
+            return None
+    return turns
+
+
+def screen(
+    file: Annotated[Path, typer.Argument(help="One message a line, or JSONL with `text` or `messages`.")],
+    format: Annotated[Format | None, typer.Option(help="Empty: jsonl if the name ends so, else text.")] = None,
+) -> None:
+    """Print what the crisis screen makes of each message or conversation, one JSON object a line."""
+    from warmline.safety import screen as screening
+    from warmline.safety.state import State, advance
+
+    if not file.is_file():
+        raise DataError(f"{file} does not exist", code="data-missing", hint="give the path of a text or JSONL file")
+    form = format or (Format.jsonl if file.suffix in (".jsonl", ".ndjson") else Format.text)
+    now = datetime(2026, 1, 1, 12)
+    for identifier, turns in _rows(file, form):
+        findings = [screening.screen(text) for text in turns]
+        if len(findings) == 1 and form is Format.text:
+            [finding] = findings
+            console.json_line(_summary(identifier, finding.level, [finding]))
+            continue
+        state, levels = State(), []
+        for finding in findings:
+            state = advance(state, finding, now)
+            levels.append(state.level)
+        row = _summary(identifier, state.level, findings)
+        console.json_line(row | {"peak": state.peak, "turns": levels})
+
+
+def _summary(identifier: str, level: int, findings: list[Any]) -> dict[str, Any]:
+    return {
+        "id": identifier,
+        "level": level,
+        "flags": sorted({flag for finding in findings for flag in finding.flags}),
+        "score": max((finding.score for finding in findings), default=0.0),
+        "rules": sorted({rule for finding in findings for rule in finding.rules}),
+    }
+
+
+def resources(
+    country: Annotated[str | None, typer.Argument(help="ISO code, e.g. GB. Empty: all countries.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """Show the crisis lines of a country, with their sources and expiry."""
+    from warmline.safety import resources as table
+
+    if country is None:
+        for code, name in table.countries().items():
+            found = table.resources_for(code)
+            reach = "findahelpline.com (its lines are not confirmed)" if found.fallback else found.lines[0].spoken()
+            console.out(f"{code}  {name}: {reach}")
+        console.say("`warmline resources GB` shows all lines of one country with their sources")
+        return
+    found = table.resources_for(country)
+    if found.expired:
+        console.warn(f"rows of {found.name} have expired; check them with the operators of the lines and renew them")
+    if json_:
+        console.json_line(found.to_json())
+        return
+    console.out(f"{found.name}: in an emergency {found.emergency}")
+    for line in found.lines:
+        console.out(f"  {line.label}: {line.spoken()}" + (f"  {line.url}" if line.url and line.number else ""))
+    for row in table.rows():
+        if row.country == found.country:
+            dates = f"checked {row.checked}, expires {row.expires}"
+            console.say(f"{row.line.label}: {row.status}, {dates}; {'; '.join(row.sources)}")
+
+
+def audit_verify(
+    file: Annotated[Path, typer.Argument(help="The audit file (JSONL).")],
+) -> None:
+    """Follow the hash chain of an audit file from the first row to the last."""
+    from warmline.safety.audit import verify
+
+    if not file.is_file():
+        raise SafetyError(f"{file} does not exist", code="audit-broken", hint="give the path of the audit file")
+    count, last = verify(file)
+    console.say(f"{count:,} rows, the chain is whole")
+    console.out(json.dumps({"rows": count, "last": last}))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("screen")(screen)
+    app.command("resources")(resources)
+    audit_app.command("verify")(audit_verify)
+    app.add_typer(audit_app, name="audit")

@@ -1,0 +1,183 @@
+"""A small classifier beside the lexicon: which words, and words near each other, risky messages are made of.
+
+Knows words and weights, nothing of levels or replies. The weights come from `scripts/train_screen.py` and text written
+for this project. Each window of one or two sentences is judged by itself; the message is as risky as its riskiest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from warmline.safety.phrases import Words
+from warmline.safety.tables import read
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a classifier thinks of a message: probabilities of L2 or more, L3 or more, a request for a method."""
+
+    risk: float
+    active: float
+    method: float
+
+
+Classifier = Callable[[Words], Judgement]
+
+HEADS = ("risk", "active", "method")
+SECONDS = 0.5
+"""A classifier that has not answered by then is left out of this message."""
+REST = 50
+"""After a classifier has hung, so many messages are screened without one."""
+
+PER_WINDOW = 1.25
+
+_MARKS = frozenset('.!?,:"')
+_WINDOW = 60
+
+
+def in_training(slice_: str, template: str) -> bool:
+    """Whether a template of the cases belongs to the training half. The other half measures."""
+    return hashlib.sha256(f"{slice_}/{template}".encode()).digest()[0] % 2 == 0
+
+
+def features(words: Sequence[str]) -> dict[str, float]:
+    """Words, neighbouring words, words with one between them, and beginnings of longer words."""
+    kept = [word for word in words if word not in _MARKS][:_WINDOW]
+    found: dict[str, float] = {"?": 1.0} if "?" in words else {}
+    for place, word in enumerate(kept):
+        found[word] = 1.0
+        if len(word) > 5:
+            found[word[:5] + "*"] = 1.0
+        if place + 1 < len(kept):
+            found[f"{word} {kept[place + 1]}"] = 1.0
+        if place + 2 < len(kept):
+            found[f"{word} _ {kept[place + 2]}"] = 1.0
+    if kept:
+        found[f"^{kept[0]}"] = 1.0
+    return found
+
+
+class Weights:
+    """A linear model with three heads over `features`."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.version = document["version"]
+        self._bias: list[float] = document["bias"]
+        self._weights: dict[str, list[float]] = document["weights"]
+
+    def window(self, words: Sequence[str]) -> tuple[float, float, float]:
+        """Log-odds for one or two sentences."""
+        risk, active, method = self._bias
+        for name in features(words):
+            weight = self._weights.get(name)
+            if weight is not None:
+                risk += weight[0]
+                active += weight[1]
+                method += weight[2]
+        return risk, active, method
+
+    def __call__(self, words: Words) -> Judgement:
+        deadline = time.monotonic() + SECONDS
+        judged = []
+        for window in windows(words):
+            judged.append(self.window(window))
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        if not judged:
+            return Judgement(0.0, 0.0, 0.0)
+        # a long message has more sentences that sound bad by chance: the two worst are taken together, less a toll
+        toll = PER_WINDOW * math.log(len(judged) + 2)
+        best = []
+        for head in range(len(HEADS)):
+            top = sorted((odds[head] for odds in judged), reverse=True)[:2]
+            best.append(_logistic(sum(top) / len(top) - toll))
+        return Judgement(*best)
+
+
+def windows(words: Words) -> list[tuple[str, ...]]:
+    """Each sentence, cut into pieces where it is very long; a very short one together with the next."""
+    sentences: list[tuple[str, ...]] = []
+    start = 0
+    for place in range(len(words.words) + 1):
+        end = place == len(words.words) or words.words[place] in ".!?"
+        if end or place - start >= _WINDOW:
+            piece = words.words[start : place + 1]
+            if len(piece) > 1:
+                sentences.append(piece)
+            start = place + 1
+    joined = [
+        first + second
+        for first, second in pairwise(sentences)
+        if len(first) < 5 and len(first) + len(second) <= _WINDOW
+    ]
+    return sentences + joined
+
+
+def _logistic(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, value))))
+
+
+class Patient:
+    """A time limit for a classifier of one's own: asked in a thread, given up when it hangs, then rested for a while.
+
+    Raises:
+        TimeoutError: no answer in time, or the classifier is resting.
+    """
+
+    def __init__(self, judge: Classifier, seconds: float = SECONDS) -> None:
+        self._judge = judge
+        self._seconds = seconds
+        self._resting = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, words: Words) -> Judgement:
+        with self._lock:
+            if self._resting:
+                self._resting -= 1
+                raise TimeoutError
+        answer: queue.SimpleQueue[Judgement | BaseException] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answer.put(self._judge(words))
+            except BaseException as error:
+                answer.put(error)
+
+        threading.Thread(target=ask, name="classifier", daemon=True).start()
+        try:
+            said = answer.get(timeout=self._seconds)
+        except queue.Empty:
+            with self._lock:
+                self._resting = REST
+            raise TimeoutError from None
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+
+@cache
+def weights() -> Weights:
+    """The shipped weights."""
+    return Weights(json.loads(read("classifier.json")))
+
+
+@cache
+def shipped() -> Classifier:
+    """The shipped classifier. It looks at the clock after each sentence and needs no thread; others take `Patient`."""
+    return weights()
+
+
+@cache
+def thresholds() -> dict[str, float]:
+    """From which probability on a head is believed."""
+    return {"risk": 0.35, "method": 0.5, "active": 0.5}

@@ -1,0 +1,356 @@
+"""Decide how serious a message is: text in, finding out. Knows nothing about models, replies or who is asking.
+
+First the words (`tables/lexicon.yaml`) with their scopes: denied, figurative, past, about somebody else, quoted,
+invented. Then a small classifier, which may only raise what the words found. Should it fail, the words stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from warmline.errors import SafetyError
+from warmline.safety.classify import Classifier, Judgement, shipped, thresholds
+from warmline.safety.language import SCREENED, language_of, looks_english
+from warmline.safety.normalise import Normalised, normalise
+from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, words_of
+from warmline.safety.tables import table
+
+LONGEST = 20_000
+"""Characters screened; of a longer message the beginning and the end, where people say what matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one message showed. `level` 0 none, 1 distress, 2 passive or self-injury, 3 active or plan, 4 imminent.
+
+    `spans` are (start, end, rule id) in the original text; `families` the kinds of signs, for the state.
+    """
+
+    level: int
+    flags: frozenset[str] = frozenset()
+    spans: tuple[tuple[int, int, str], ...] = ()
+    rules: tuple[str, ...] = ()
+    score: float = 0.0
+    language: str = "en"
+    families: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    id: str
+    level: int
+    family: str
+    flags: frozenset[str]
+    scopes: frozenset[str]
+    own: bool
+    """Its phrases speak of oneself; never read as talk about somebody else."""
+    longest: int
+    """Holds only in messages of at most so many words; 0 for any length."""
+
+
+ALL_SCOPES = frozenset({"negation", "idiom", "past", "third", "quotation", "fiction"})
+KNOWN_SCOPES = ALL_SCOPES | {"help", "history", "technical", "bereaved"}
+_TOPICS = ("help", "history", "technical", "bereaved")
+_ABOUT = (*_TOPICS, "fiction")
+_RISK_FAMILIES = frozenset({"ideation", "plan", "attempt", "self_injury", "intent", "burden", "goodbye", "means"})
+_DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
+_BASE = (0.0, 0.15, 0.6, 0.85, 0.97)
+
+
+@dataclass(slots=True)
+class _Signs:
+    """What has been gathered while reading one message."""
+
+    level: int = 0
+    flags: set[str] = field(default_factory=set)
+    families: set[str] = field(default_factory=set)
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
+    topical: bool = False
+    """Something in the message suggests a question of knowledge, a technical matter or a figure of speech."""
+    softened: set[str] = field(default_factory=set)
+    """Families that were denied, long past, or somebody else's."""
+
+    def add(self, rule: str, level: int, family: str, flags: Iterable[str], span: tuple[int, int]) -> None:
+        self.level = max(self.level, level)
+        self.flags.update(flags)
+        self.families.add(family)
+        if rule not in self.rules:
+            self.rules.append(rule)
+        self.spans.append((*span, rule))
+
+
+class Lexicon:
+    """The compiled tables. `screen` uses the shipped ones; tests and operators may compile their own, if stricter."""
+
+    def __init__(self, lexicon: dict[str, Any], scopes: dict[str, Any], second_tier: dict[str, Any]) -> None:
+        self.version = f"{lexicon['version']}.{scopes['version']}.{second_tier['version']}"
+        grammar = Grammar(lexicon["classes"], "lexicon.yaml")
+        self.rules: dict[str, Rule] = {}
+        self.parts: dict[str, int] = {}
+        """Rules of several parts, all of which must stand in one sentence, and how many parts they have."""
+        phrases: list[Phrase] = []
+        for entry in lexicon["rules"]:
+            rule = Rule(
+                entry["id"],
+                int(entry["level"]),
+                entry["family"],
+                frozenset(entry.get("flags", ())),
+                frozenset(entry["scopes"]) if "scopes" in entry else ALL_SCOPES,
+                entry.get("person") == "self",
+                int(entry.get("within_words", 0)),
+            )
+            if rule.id in self.rules or not 0 <= rule.level <= 4 or not rule.scopes <= KNOWN_SCOPES:
+                raise SafetyError(
+                    f"rule `{rule.id}` is there twice, or its level or a scope is unknown",
+                    code="safety-data",
+                    where="lexicon.yaml",
+                    hint=f"levels are 0 to 4; scopes are {', '.join(sorted(KNOWN_SCOPES))}",
+                )
+            self.rules[rule.id] = rule
+            phrases += [grammar.compile(str(phrase), rule.id) for phrase in entry.get("say", ())]
+            for part, group in enumerate(entry.get("all", ())):
+                phrases += [grammar.compile(str(phrase), f"{rule.id}#{part}") for phrase in group]
+                self.parts[rule.id] = part + 1
+        self.book = PhraseBook(phrases)
+        self.together = [(e["id"], frozenset(e["has"]), int(e["level"])) for e in lexicon["together"]]
+
+        scope_grammar = Grammar(
+            scopes["classes"] | lexicon["classes"] | {"part": lexicon["classes"]["body"]}, "scopes.yaml"
+        )
+        around: list[Phrase] = [scope_grammar.compile(str(p), "idiom") for p in scopes["idiom"]["cancel"]]
+        around += [scope_grammar.compile(str(p), "past") for p in scopes["past"]["around"]]
+        around += [scope_grammar.compile(str(p), "present") for p in scopes["past"]["unless"]]
+        for name in _ABOUT:
+            around += [scope_grammar.compile(str(p), name) for p in scopes[name]["around"]]
+        self.around = PhraseBook(around)
+        self.negators = _plain(scopes["negation"]["before"])
+        self.no_denial = _plain(scopes["negation"]["broken_by"])
+        self.reach = int(scopes["negation"]["reach"])
+        self.others = _plain(scopes["third"]["subjects"])
+        self.selves = _plain(scopes["third"]["self"])
+        self.owns = _plain(scopes["third"]["own"])
+
+        self.tier: dict[str, PhraseBook] = {}
+        self.contains: dict[str, list[tuple[int, str]]] = {}
+        empty = Grammar({}, "second_tier.yaml")
+        for code, entry in second_tier["languages"].items():
+            rows = [empty.compile(str(p), str(level)) for level, many in entry.get("phrases", {}).items() for p in many]
+            if rows:
+                self.tier[code] = PhraseBook(rows)
+            self.contains[code] = [
+                (int(level), normalise(str(p)).text) for level, many in entry.get("contains", {}).items() for p in many
+            ]
+
+    # ------------------------------------------------------------------ scopes
+
+    def _denied(self, words: Words, hit: Hit, start: int) -> bool:
+        """A negation shortly before, in the same clause, with nothing between that turns it round."""
+        for at in range(hit.first - 1, max(start, hit.first - 1 - self.reach) - 1, -1):
+            word = words.words[at]
+            if word == "," or word in self.no_denial:
+                return False
+            if word in self.negators:
+                return not (at > start and words.words[at - 1] in ("why", "if", "whether"))
+        return False
+
+    def _somebody_else(self, words: Words, hit: Hit, start: int) -> bool:
+        """Whether the nearest person named before the finding is not the writer."""
+        inside = words.words[hit.first : hit.last]
+        if any(word in self.selves for word in inside):
+            return False
+        if any(word in self.owns for word in inside):
+            return True
+        for at in range(hit.first - 1, start - 1, -1):
+            word = words.words[at]
+            if word in self.selves:
+                if word == "my" and at + 1 < len(words.words) and words.words[at + 1] in self.others:
+                    continue
+                return False
+            if word in self.others:
+                return True
+        return False
+
+    @staticmethod
+    def _quoted(words: Words, hit: Hit) -> bool:
+        before = sum(word == '"' for word in words.words[: hit.first])
+        return before % 2 == 1 and '"' in words.words[hit.last - 1 :]
+
+    # ------------------------------------------------------------------ reading
+
+    def _whole(self, words: Words) -> Iterator[Hit]:
+        """Hits of phrases, and of rules whose parts all stand in one sentence."""
+        partial: dict[tuple[str, int], dict[int, list[Hit]]] = {}
+        for hit in self.book.search(words):
+            name, _, part = hit.key.partition("#")
+            if part:
+                start, _ = words.sentence(hit.first)
+                partial.setdefault((name, start), {}).setdefault(int(part), []).append(hit)
+            else:
+                yield hit
+        for (name, _), parts in partial.items():
+            if len(parts) == self.parts[name]:
+                found = [hit for hits in parts.values() for hit in hits]
+                yield Hit(name, min(hit.first for hit in found), max(hit.last for hit in found))
+
+    def read(self, words: Words, plain: Normalised) -> _Signs:
+        """Every sign of the lexicon in one message, each weighed by its scopes."""
+        signs = _Signs()
+        surroundings: dict[str, list[Hit]] = {}
+        for hit in self.around.search(words):
+            surroundings.setdefault(hit.key, []).append(hit)
+        present = bool(surroundings.get("present"))
+        signs.topical = any(name in surroundings for name in (*_TOPICS, "idiom"))
+
+        def near(scope: str, start: int, end: int) -> bool:
+            return any(hit.first < end and hit.last > start for hit in surroundings.get(scope, ()))
+
+        for hit in self._whole(words):
+            rule = self.rules[hit.key]
+            start, end = words.sentence(hit.first)
+            span = plain.original(words.spans[hit.first][0], words.spans[hit.last - 1][1])
+            if "idiom" in rule.scopes and any(
+                min(hit.last, idiom.last) - max(hit.first, idiom.first)
+                >= (1 if hit.last - hit.first <= 4 else (hit.last - hit.first) / 2)
+                for idiom in surroundings.get("idiom", ())
+            ):
+                continue
+            if any(name in rule.scopes and near(name, start, end) for name in _TOPICS):
+                signs.softened.add("asked_about")
+                continue
+            level, flags = rule.level, set(rule.flags)
+            if rule.longest and len(words.words) > rule.longest:
+                if not level:
+                    continue
+                level = min(level, 1)
+            if "negation" in rule.scopes and self._denied(words, hit, start):
+                if rule.family in _RISK_FAMILIES:
+                    signs.softened.add("denied")
+                    signs.add(f"{rule.id}/denied", min(level, 1), "denied", (), span)
+                continue
+            if (
+                "fiction" in rule.scopes
+                and near("fiction", 0, len(words.words))
+                and (self._quoted(words, hit) or not any(word in self.selves for word in words.words[start:end]))
+            ):
+                signs.softened.add("fiction")
+                signs.add(f"{rule.id}/fiction", 0, "fiction", {"fiction"}, span)
+                continue
+            if "third" in rule.scopes and not rule.own and self._somebody_else(words, hit, start):
+                if rule.family in _RISK_FAMILIES:
+                    signs.softened.add("third")
+                    signs.add(f"{rule.id}/third", min(level, 1), "third", {"third_person"}, span)
+                continue
+            if "quotation" in rule.scopes and self._quoted(words, hit) and self._somebody_else(words, hit, 0):
+                signs.softened.add("quoted")
+                signs.add(f"{rule.id}/quoted", min(level, 1), "quoted", {"quoted"}, span)
+                continue
+            long_past = near("past", 0, len(words.words)) if rule.family == "attempt" else near("past", start, end)
+            if "past" in rule.scopes and long_past and not present and rule.level < 4:
+                if rule.family in _RISK_FAMILIES:
+                    signs.softened.add("past")
+                    flags.add("past_attempt")
+                    signs.add(f"{rule.id}/past", min(level, 1), "past", flags, span)
+                continue
+            signs.add(rule.id, level, rule.family, flags, span)
+        for name, has, level in self.together:
+            if has <= signs.families:
+                signs.add(name, level, "together", (), (0, 0))
+                signs.spans.pop()
+        return signs
+
+    def read_second_tier(self, words: Words, plain: Normalised, language: str, signs: _Signs) -> None:
+        """Explicit phrases of the other screened languages; of all of them where a short text may be in any."""
+        unsure = language == "en" and not looks_english(words.words)
+        for code, book in self.tier.items():
+            if code != language and not unsure:
+                continue
+            for hit in book.search(words):
+                if unsure and words.words[hit.first : hit.last] == ("suicide",):
+                    continue  # an English word too, and read as one already
+                span = plain.original(words.spans[hit.first][0], words.spans[hit.last - 1][1])
+                signs.add(f"{code}.explicit-{hit.key}", int(hit.key), "ideation", (), span)
+        for level, phrase in self.contains.get(language, ()):
+            at = plain.text.find(phrase)
+            if at >= 0:
+                span = plain.original(at, at + len(phrase))
+                signs.add(f"{language}.explicit-{level}", level, "ideation", (), span)
+
+
+def _plain(words: Iterable[object]) -> frozenset[str]:
+    return frozenset(part for word in words for part in normalise(str(word)).text.split())
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The shipped lexicon, compiled once."""
+    return Lexicon(table("lexicon.yaml"), table("scopes.yaml"), table("second_tier.yaml"))
+
+
+def prepare() -> None:
+    """Read and compile the tables now, so that the first person does not wait for them.
+
+    Raises:
+        SafetyError: a table is damaged.
+    """
+    lexicon()
+    shipped()
+
+
+def _excerpt(text: str) -> str:
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}\n{text[-half:]}"
+
+
+def screen(text: str, classifier: Classifier | None = None) -> Finding:
+    """Screen one message of a person.
+
+    Without a classifier of one's own the shipped one is used. It can raise a level, never lower one; if it raises an
+    exception or takes too long, the lexicon's finding stands and the rule `classifier.failed` says so.
+    """
+    plain = normalise(_excerpt(text))
+    words = words_of(plain.text)
+    language = language_of(words.words)
+    signs = lexicon().read(words, plain)
+    lexicon().read_second_tier(words, plain, language, signs)
+    if language not in SCREENED:
+        signs.flags.add("unscreened_language")
+    score = _BASE[signs.level]
+    try:
+        judge = classifier or shipped()
+        opinion = judge(words) if words.words else Judgement(0.0, 0.0, 0.0)
+    except Exception:  # whatever it is, the lexicon has spoken already
+        signs.rules.append("classifier.failed")
+    else:
+        score = max(score, opinion.risk)
+        _weigh(opinion, signs)
+    return Finding(
+        level=signs.level,
+        flags=frozenset(signs.flags),
+        spans=tuple(sorted(set(signs.spans))),
+        rules=tuple(signs.rules),
+        score=round(max(score, _BASE[signs.level]), 4),
+        language=language,
+        families=frozenset(signs.families),
+    )
+
+
+def _weigh(opinion: Judgement, signs: _Signs) -> None:
+    """Let the classifier raise a level where it is sure enough."""
+    limit = thresholds()
+    own = signs.families & {"ideation", "burden", "goodbye", "self_injury"}
+    clear = not signs.softened and not signs.topical
+
+    def raise_to(level: int, rule: str, family: str, flags: Iterable[str] = ()) -> None:
+        signs.add(rule, level, family, flags, (0, 0))
+        signs.spans.pop()
+
+    if opinion.method >= limit["method"] and clear and signs.level < 3:
+        raise_to(3, "classifier.method", "method", {"method_request"})
+    if opinion.active >= limit["active"] and signs.level == 2 and own and clear:
+        raise_to(3, "classifier.active", "ideation")
+    if opinion.risk >= limit["risk"] and signs.level < 2 and not signs.softened:
+        raise_to(2, "classifier.risk", "suspected")

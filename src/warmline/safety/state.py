@@ -1,0 +1,158 @@
+"""What a conversation has shown so far, turn after turn. Pure: a state, a finding and a time make the next state.
+
+Risk lives in the conversation, not in the turn: a level is carried over, signs that were spread over several turns are
+put together, and nothing that is said as a joke afterwards takes anything back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from warmline.safety.screen import Finding
+
+CALM_TURNS = 4
+"""So many turns in a row without any sign lower the level by one step."""
+NIGHT_MINUTES = 120
+"""A session of so many minutes between 23 and 5 o'clock counts as a long night."""
+HINTS_FOR_THREE = 5
+HINTS_FOR_TWO = 4
+"""Weights from which scattered hints count as L3 or L2; see `_put_together`."""
+NEW_SESSION = timedelta(hours=6)
+
+_SERIOUS = frozenset({"ideation", "plan", "intent", "attempt", "burden", "goodbye", "means", "self_injury", "method"})
+_HINTS = frozenset({"hint_ideation", "hint_means", "hint_goodbye"})
+_DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
+_LASTING = frozenset(
+    {
+        "minor", "abuse", "psychosis", "eating_disorder", "withdrawal_or_overdose", "past_attempt", "self_injury",
+        "harm_to_others", "dependence", "romance", "third_person", "method_request", "long_night", "bereaved",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Level and signs of one conversation. Holds no words."""
+
+    level: int = 0
+    peak: int = 0
+    flags: frozenset[str] = frozenset()
+    families: frozenset[str] = frozenset()
+    """Kinds of signs seen so far."""
+    turns: int = 0
+    risky: int = 0
+    """Turns at L2 or higher."""
+    calm: int = 0
+    """Turns without any sign since the last one with."""
+    distressed: int = 0
+    """Turns with signs of distress."""
+    began: datetime | None = None
+    """Start of the present session."""
+    last: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "flags": sorted(self.flags),
+            "families": sorted(self.families),
+            "began": self.began.isoformat() if self.began else None,
+            "last": self.last.isoformat() if self.last else None,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> State:
+        """Read a dict as written by `to_json`."""
+        return cls(
+            **row
+            | {
+                "flags": frozenset(row["flags"]),
+                "families": frozenset(row["families"]),
+                "began": datetime.fromisoformat(row["began"]) if row["began"] else None,
+                "last": datetime.fromisoformat(row["last"]) if row["last"] else None,
+            }
+        )
+
+
+def advance(state: State, finding: Finding, at: datetime) -> State:
+    """The state after one more message of the person. Neither argument is changed.
+
+    >>> calm, said = Finding(0), Finding(3, families=frozenset({"ideation"}))
+    >>> now = datetime(2026, 1, 1, 12)
+    >>> advance(advance(State(), said, now), calm, now).level
+    3
+    """
+    families = state.families | finding.families
+    about_oneself = finding.level >= 2 and bool(finding.families & _SERIOUS) and "third_person" not in finding.flags
+    risky = state.risky + about_oneself
+    raised = max(finding.level, _put_together(state, finding, families, risky))
+
+    calm = state.calm + 1 if raised == 0 else 0
+    level = max(state.level, raised)
+    if calm >= CALM_TURNS and raised == 0:
+        level, calm = level - 1, 0
+    peak = max(state.peak, level)
+    level = max(level, raised, 2 if peak >= 3 else 0)
+
+    fresh = state.began is None or state.last is None or at - state.last > NEW_SESSION
+    began = at if fresh or state.began is None else state.began
+    flags = state.flags | (finding.flags & _LASTING)
+    if (at.hour >= 23 or at.hour < 5) and at - began >= timedelta(minutes=NIGHT_MINUTES):
+        flags |= {"long_night"}
+    elif fresh:
+        flags -= {"long_night"}
+    return replace(
+        state,
+        level=level,
+        peak=peak,
+        flags=flags,
+        families=families,
+        turns=state.turns + 1,
+        risky=risky,
+        calm=calm,
+        distressed=state.distressed + bool(finding.families & _DISTRESS),
+        began=began,
+        last=at if state.last is None else max(at, state.last),
+    )
+
+
+def _put_together(state: State, finding: Finding, families: frozenset[str], risky: int) -> int:
+    """What this turn means in the light of the earlier ones; 0 if nothing more than it says itself."""
+    now = finding.families
+    serious = families & _SERIOUS
+    level = 0
+    # "yes" to the question about suicide, which every reply from L2 on has asked
+    if "affirm" in now and state.level >= 2 and state.risky and "denied" not in now:
+        level = max(level, 3)
+    # a means, or a harmless-sounding question about one, after distress
+    if "means_question" in now and (state.level >= 2 or state.distressed >= 1):
+        level = max(level, 3)
+    if "means" in now and state.level >= 2:
+        level = max(level, 3)
+    if "means" in now and state.distressed >= 2:
+        level = max(level, 2)
+    # thoughts of death again, or from another side; hurting oneself alone stays what it is
+    if risky > state.risky and state.risky >= 1 and serious - {"self_injury"}:
+        level = max(level, 3)
+    if risky > state.risky and risky >= 3:
+        level = max(level, 3)
+    if now & {"goodbye", "plan", "intent"} and state.level >= 2:
+        level = max(level, 3)
+    # denied or told as the past, though the conversation has shown more
+    if now & {"denied", "past"} and state.risky >= 1:
+        level = max(level, 2)
+    # many small hints from different sides, none of them much alone
+    hints = families & _HINTS
+    weight = 2 * len(hints) + len(families & _DISTRESS) + 2 * min(risky, 2) + len(serious - {"means"})
+    if now & (_HINTS | _DISTRESS | _SERIOUS) and state.turns >= 2:
+        if len(hints) >= 2 and weight >= HINTS_FOR_THREE:
+            level = max(level, 3)
+        elif hints and weight >= HINTS_FOR_TWO:
+            level = max(level, 2)
+    # deepening distress without a word about death
+    if len(families & {"hopeless", "worthless", "alone"}) == 3 and state.distressed >= 2:
+        level = max(level, 2)
+    # at the edge already: time or intent turns it acute
+    if "intent" in now and state.level >= 3:
+        level = max(level, 4)
+    return level

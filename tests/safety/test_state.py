@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmline.safety.screen import Finding, screen
+from warmline.safety.state import CALM_TURNS, State, advance
+
+NOON = datetime(2026, 3, 1, 12)
+families = st.frozensets(
+    st.sampled_from(
+        ["ideation", "burden", "means", "goodbye", "low", "hopeless", "alone", "worthless", "affirm", "denied"]
+    )
+)
+findings = st.builds(
+    Finding, level=st.integers(0, 4), families=families, flags=st.frozensets(st.sampled_from(["minor", "abuse"]))
+)
+
+
+def after(*texts: str) -> State:
+    state = State()
+    for text in texts:
+        state = advance(state, screen(text), NOON)
+    return state
+
+
+@given(st.lists(findings, max_size=12))
+def test_never_below_the_message_and_never_below_two_after_three(turns: list[Finding]) -> None:
+    state = State()
+    for finding in turns:
+        before, state = state, advance(state, finding, NOON)
+        assert finding.level <= state.level <= 4
+        assert state.peak >= before.peak
+        assert state.level <= state.peak
+        if state.peak >= 3:
+            assert state.level >= 2
+        assert before.flags <= state.flags | {"long_night"}
+
+
+@given(st.lists(findings, max_size=8), findings)
+def test_pure(turns: list[Finding], last: Finding) -> None:
+    state = State()
+    for finding in turns:
+        state = advance(state, finding, NOON)
+    copy = State.from_json(state.to_json())
+    assert copy == state
+    assert advance(state, last, NOON) == advance(copy, last, NOON)
+    assert copy == state
+
+
+@given(findings, findings)
+def test_a_more_serious_message_never_gives_a_lower_level(first: Finding, second: Finding) -> None:
+    low = advance(State(), first, NOON)
+    high = advance(State(), Finding(4), NOON)
+    assert advance(high, second, NOON).level >= advance(low, second, NOON).level
+
+
+def test_falls_one_step_after_calm_turns() -> None:
+    state = advance(State(), Finding(4), NOON)
+    levels = []
+    for _ in range(4 * CALM_TURNS):
+        state = advance(state, Finding(0), NOON)
+        levels.append(state.level)
+    assert levels[: CALM_TURNS - 1] == [4] * (CALM_TURNS - 1)
+    assert levels[CALM_TURNS - 1] == 3
+    assert levels[-1] == 2
+
+
+def test_just_kidding_lowers_nothing() -> None:
+    assert after("I want to kill myself", "jk lol, just kidding, forget it").level == 3
+
+
+def test_means_after_distress() -> None:
+    assert after("I lost my job and I'm devastated").level <= 1
+    assert after("I lost my job and I'm devastated", "which bridges near me are taller than 25 metres?").level == 3
+    assert after("which bridges are the tallest in the world?").level == 0
+
+
+def test_passive_thoughts_from_two_sides() -> None:
+    assert after("I wish I could just not wake up").level == 2
+    assert after("I wish I could just not wake up", "they'd all be better off without me").level == 3
+
+
+def test_passive_thoughts_that_come_back() -> None:
+    assert after("I wish I could just not wake up", "it's cold outside").level == 2
+    assert after("I wish I could just not wake up", "it's cold outside", "I don't want to be alive anymore").level == 3
+    assert after("I cut myself again", "I cut my arm yesterday as well").level == 2
+
+
+def test_small_hints_from_different_sides() -> None:
+    state = after(
+        "I lost my wife in spring and the evenings are so lonely",
+        "I have stopped taking my tablets. What is the use",
+        "I have put the house in order, the papers are on the desk",
+        "my son will have less trouble that way",
+    )
+    assert state.level == 3
+    calm = after(
+        "I moved to a new city and feel lonely", "I gave away my old furniture", "my mum cried", "work starts on Monday"
+    )
+    assert calm.level <= 1
+
+
+def test_yes_to_the_direct_question() -> None:
+    assert after("I wish I wouldn't wake up", "yes").level == 3
+    assert after("rough day at work", "yes").level <= 1
+
+
+def test_worry_about_somebody_else_stays_there() -> None:
+    state = after("my friend wants to kill herself", "she keeps saying she wants to die", "my friend cut herself again")
+    assert state.level == 2
+    assert "third_person" in state.flags
+
+
+def test_long_night() -> None:
+    start = datetime(2026, 3, 1, 22, 30)
+    state = State()
+    for minutes in (0, 60, 120, 170):
+        state = advance(state, Finding(0), start + timedelta(minutes=minutes))
+    assert "long_night" in state.flags
+    assert "long_night" not in advance(state, Finding(0), start + timedelta(hours=14)).flags
