@@ -5,7 +5,6 @@ The only place above the engines that names one; the page and the terminal get t
 
 from __future__ import annotations
 
-
 from warmline import recipe
 from warmline.chat import Chat
 from warmline.engine.base import Options

@@ -1,0 +1,568 @@
+"""Sources to splits: read, clean, anonymise, lint, dedupe, split. The order of the stages lives here and nowhere else.
+
+    sources ─read─► parts of 500 ─clean, hold back what must stay unseen, anonymise, lint, fingerprint─► .work/part-…
+    fingerprints ─copies, ties─► groups ─assign─► train.jsonl  val.jsonl  test.jsonl  rejected.jsonl
+
+Memory stays flat: texts are only ever in one part at a time; of the rest, fingerprints and numbers are kept. A part
+that is on the disk is not made again, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from warmline import console, recipe, runs
+from warmline.corpus import clean, dedupe, split
+from warmline.corpus import lint as linting
+from warmline.corpus.anonymise import masking
+from warmline.corpus.read import Inspection, OnReject, Reject, conversations, files_of, inspect, is_hub_id, stop
+from warmline.errors import DataError
+from warmline.messages import Conversation
+
+PART = 500
+_MANY_BYTES = 24 << 20
+"""Input from which on a second process is worth its start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a run can choose beyond the recipe's data section."""
+
+    lint: linting.Action = "drop"
+    """What happens to a conversation with something that must not be learnt."""
+    dedupe: bool = True
+    """Drop copies. Ties are kept in any case: near copies never stand on two sides of a split."""
+    not_in: tuple[str, ...] = ()
+    """Sources, such as evaluation sets, whose texts must not be in the result."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """Go on without records that cannot be read, or stop at the first."""
+    workers: int = 0
+    """Processes. 0: as many as there are cores, for large input."""
+    surrogates: str = ""
+    """Key for stand-in names instead of placeholders; empty for placeholders."""
+
+
+@dataclass(slots=True)
+class PartResult:
+    """What one part came to; the texts themselves are on the disk."""
+
+    read: int = 0
+    kept: int = 0
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Counters by kind: repairs, pii, lint."""
+    themes: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    prose: list[bool] = field(default_factory=list)
+    reply_words: list[int] = field(default_factory=list)
+    synthetic: list[bool] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker needs to know."""
+
+    folder: str
+    language: str
+    anonymise: bool
+    lint: linting.Action
+    surrogates: str
+    unseen: dedupe.Unseen | None
+
+
+def prepare(section: recipe.Data, folder: Path, choices: Choices = Choices()) -> dict[str, Any]:
+    """Make `train.jsonl`, `val.jsonl`, `test.jsonl`, `rejected.jsonl`, `card.md` and `report.html` in `folder`.
+
+    Returns the summary that goes into the manifest. What is unfinished stays in `folder/.work` and is used again by the
+    next call with the same settings.
+
+    Raises:
+        DataError: a source is missing or in no known shape, a licence is unknown and not stated, nothing usable is
+            left, or it is too little to be divided.
+    """
+    began = time.monotonic()
+    inspections, absent = _inspect_all(section, choices)
+    _require_licences(inspections, section.licence)
+    work = folder / ".work"
+    key = runs.fingerprint([section.model_dump(mode="json"), asdict(choices) | {"workers": 0}, _stamps(inspections)])
+    _begin(work, key)
+
+    read_rejects: list[Reject] = list(absent)
+    on_reject: OnReject = stop if choices.on_error == "stop" else read_rejects.append
+    unseen = _unseen(choices.not_in, section) if choices.not_in else None
+    task = _Work(str(work), section.language, section.anonymise, choices.lint, choices.surrogates, unseen)
+    stream = itertools.islice(_all(inspections, section, on_reject), section.limit)
+    size = sum(one.bytes for one in inspections)
+    results = _parts(stream, task, _workers(choices.workers, size), inspections)
+    read = sum(result.read for result in results)
+    kept = sum(result.kept for result in results)
+    if kept == 0:
+        raise _empty(read, read_rejects, results, inspections)
+    console.say(f"read {read:,} conversations, {kept:,} usable; looking for copies")
+    summary = _divide(section, choices, folder, work, results, read_rejects)
+    summary["sources"] = [_ledger_row(one) for one in inspections]
+    summary["licences"] = sorted({one.licence or "unknown" for one in inspections})
+    summary["settings"] = {"data": section.model_dump(mode="json"), **asdict(choices)}
+    summary["settings"].pop("surrogates")
+    summary["seconds"] = round(time.monotonic() - began, 1)
+    from warmline.corpus import card, report
+
+    runs.write_atomically(folder / "card.md", card.render(summary))
+    runs.write_atomically(folder / "report.html", report.render(summary))
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _inspect_all(section: recipe.Data, choices: Choices) -> tuple[list[Inspection], list[Reject]]:
+    """Every file of every source; those that cannot be read at all become rejects, or stop the run."""
+    found: list[Inspection] = []
+    absent: list[Reject] = []
+    for source in section.sources:
+        if is_hub_id(source):
+            from warmline.corpus import hub
+
+            found.append(hub.inspect(source, section.format, section.columns, section.licence)[0])
+            continue
+        for path in files_of(source):
+            one = inspect(path, format=section.format, columns=section.columns, licence=section.licence)
+            if not one.problem:
+                found.append(one)
+                continue
+            alone = len(section.sources) == 1 and Path(source).expanduser().is_file()
+            if alone or choices.on_error == "stop":
+                raise DataError(
+                    one.problem,
+                    code="data-empty" if one.reason in ("empty-file", "no-record") else "data-format",
+                    where=str(path),
+                    hint="say which it is: --format NAME, or name the columns: --columns question=...,answer=...",
+                )
+            absent.append(Reject(path.stem, one.source, None, None, "read", one.reason))
+    return found, absent
+
+
+def _require_licences(found: Sequence[Inspection], stated: str | None) -> None:
+    nameless = [one.source for one in found if one.licence is None and one.format != "warmline"]
+    nameless += [one.source for one in found if one.licence is None and one.format == "warmline" and not _own(one)]
+    if nameless and not stated:
+        listed = ", ".join(nameless[:5]) + (f" and {len(nameless) - 5} more" if len(nameless) > 5 else "")
+        raise DataError(
+            f"the licence of {listed} is not known",
+            code="data-licence",
+            hint="state it: --licence 'CC-BY-4.0' (data.licence in a recipe); --licence unknown goes on without one",
+        )
+
+
+def _own(one: Inspection) -> bool:
+    """True if our own conversations say themselves what their licence is."""
+    first = next(iter(conversations(one, on_reject=lambda reject: None)), None)
+    return first is not None and first.provenance.licence != "unknown"
+
+
+def _stamps(found: Sequence[Inspection]) -> list[Any]:
+    return [
+        [one.source, one.bytes, one.path.stat().st_mtime_ns if one.path is not None else 0, one.format, one.columns]
+        for one in found
+    ]
+
+
+def _begin(work: Path, key: str) -> None:
+    marker = work / "KEY"
+    if work.exists() and not (marker.exists() and marker.read_text() == key):
+        shutil.rmtree(work)
+    runs.write_atomically(marker, key)
+
+
+def _all(found: Sequence[Inspection], section: recipe.Data, on_reject: OnReject) -> Iterator[Conversation]:
+    for one in found:
+        if one.path is None:
+            from warmline.corpus import hub
+
+            yield from hub.conversations(one.source, one.format, dict(one.columns), one.licence, on_reject)
+        else:
+            yield from conversations(one, on_reject=on_reject)
+
+
+def _unseen(sources: Sequence[str], section: recipe.Data) -> dedupe.Unseen:
+    """The texts of the sources that training must not see; their own faults do not matter here."""
+
+    def texts() -> Iterator[Conversation]:
+        for source in sources:
+            for path in files_of(source):
+                one = inspect(path)
+                if one.format is None:
+                    continue
+                for conversation in conversations(inspect_again(one), on_reject=lambda reject: None):
+                    mended = tuple(type(m)(m.role, clean.mend(m.content, Counter())) for m in conversation.messages)
+                    yield conversation.with_messages(mended)
+
+    def inspect_again(one: Inspection) -> Inspection:
+        from dataclasses import replace
+
+        return replace(one, problem="")
+
+    return dedupe.Unseen(texts())
+
+
+def _workers(wanted: int, size: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wanted or (min(cores, 8) if size > _MANY_BYTES else 1)
+
+
+def _batches(stream: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    stream = iter(stream)
+    while batch := list(itertools.islice(stream, PART)):
+        yield batch
+
+
+def _parts(stream: Iterable[Conversation], task: _Work, workers: int, found: Sequence[Inspection]) -> list[PartResult]:
+    """All parts in order, made now or found on the disk."""
+    results: dict[int, PartResult] = {}
+    began, made = time.monotonic(), 0
+    total = _expected(found)
+    with console.progress("conversations", total) as bar:
+
+        def done(number: int, result: PartResult, *, fresh: bool) -> None:
+            nonlocal made
+            results[number] = result
+            made += result.read if fresh else 0
+            rate = made / max(time.monotonic() - began, 0.001)
+            bar.advance(result.read, f"{sum(r.read for r in results.values()):,} read, {rate:,.0f} rows/s")
+
+        def waiting() -> Iterator[tuple[int, list[Conversation]]]:
+            for number, batch in enumerate(_batches(stream)):
+                there = _stored(task, number)
+                if there is not None and there.read == len(batch):
+                    done(number, there, fresh=False)
+                else:
+                    yield number, batch
+
+        if workers == 1:
+            for number, batch in waiting():
+                done(number, _part(task, number, batch), fresh=True)
+        else:
+            _in_processes(waiting(), task, workers, done)
+    return [results[number] for number in sorted(results)]
+
+
+def _expected(found: Sequence[Inspection]) -> float | None:
+    """About how many conversations the files hold, from their sizes and first records, for the time that is left."""
+    about = 0.0
+    for one_file in found:
+        if one_file.path is None or one_file.path.suffix in (".gz", ".zst", ".zstd", ".parquet"):
+            return None
+        first = list(itertools.islice(conversations(one_file, on_reject=lambda reject: None), 30))
+        size = sum(len(json.dumps(c.to_json(), ensure_ascii=False).encode()) - 200 for c in first)
+        about += one_file.bytes / max(size / max(len(first), 1), 40) if len(first) == 30 else len(first)
+    return about
+
+
+def _in_processes(waiting: Iterator[tuple[int, list[Conversation]]], task: _Work, workers: int, done: Any) -> None:
+    import multiprocessing
+
+    pending: dict[Future[PartResult], int] = {}
+    with ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_set_task, initargs=(task,)
+    ) as pool:
+        try:
+            for number, batch in waiting:
+                pending[pool.submit(_part_of_process, number, batch)] = number
+                # Two parts a process in hand keep everyone busy and memory flat.
+                while len(pending) >= 2 * workers:
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        done(pending.pop(future), future.result(), fresh=True)
+            for future, number in pending.items():
+                done(number, future.result(), fresh=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_task: _Work | None = None
+
+
+def _set_task(task: _Work) -> None:
+    global _task
+    _task = task
+
+
+def _part_of_process(number: int, batch: list[Conversation]) -> PartResult:
+    assert _task is not None
+    return _part(_task, number, batch)
+
+
+def _names(work: str | Path, number: int) -> tuple[Path, Path, Path, Path]:
+    """Files of a part: conversations, fingerprints, tie keys, numbers."""
+    base = Path(work) / f"part-{number:06d}"
+    return (
+        base.with_suffix(".jsonl"),
+        base.with_suffix(".npy"),
+        base.with_suffix(".keys.npy"),
+        base.with_suffix(".json"),
+    )
+
+
+def _stored(task: _Work, number: int) -> PartResult | None:
+    """A part that an earlier, interrupted run finished. Its numbers are written last."""
+    numbers = _names(task.folder, number)[-1]
+    return PartResult(**runs.read_json(numbers)) if numbers.exists() else None
+
+
+def _part(task: _Work, number: int, batch: Sequence[Conversation]) -> PartResult:
+    texts, prints, tied, numbers = _names(task.folder, number)
+    result = PartResult(read=len(batch))
+    counts = {"repairs": Counter[str](), "pii": Counter[str](), "lint": Counter[str]()}
+    kept: list[Conversation] = []
+    for conversation in batch:
+        done = one(conversation, task.language, task.anonymise, task.lint, task.surrogates, task.unseen, counts)
+        if isinstance(done, str):
+            stage, _, reason = done.partition(":")
+            where = conversation.provenance
+            result.rejects.append(Reject(conversation.id, where.source, where.row, None, stage, reason).to_json())
+            continue
+        kept.append(done)
+        result.themes.append(done.theme)
+        result.groups.append(done.group)
+        result.prose.append(done.labels.get("form") == "prose")
+        result.synthetic.append(done.labels.get("synthetic") == "yes")
+        result.reply_words.append(sum(len(m.content.split()) for m in done.messages if m.role == "assistant"))
+    result.kept = len(kept)
+    result.counts = {kind: dict(counter) for kind, counter in counts.items()}
+    runs.write_jsonl(texts, (c.to_json() for c in kept))
+    matrix = np.zeros((len(kept), dedupe.WIDTH), dtype=np.uint32)
+    for index, conversation in enumerate(kept):
+        if not result.prose[index]:
+            matrix[index] = dedupe.fingerprint(conversation)
+    pairs = [
+        (index, key)
+        for index, conversation in enumerate(kept)
+        if not result.prose[index]
+        for key in dedupe.tie_keys(conversation)
+    ]
+    with runs.writing(prints):
+        np.save(prints, matrix)
+        np.save(tied, np.array(pairs, dtype=np.uint64).reshape(-1, 2))
+    runs.write_atomically(numbers, json.dumps(asdict(result)))
+    return result
+
+
+def one(
+    conversation: Conversation,
+    language: str,
+    anonymise: bool,
+    lint_action: linting.Action,
+    surrogates: str,
+    unseen: dedupe.Unseen | None,
+    counts: dict[str, Counter[str]],
+) -> Conversation | str:
+    """One conversation through all stages that need no other: the result, or `stage:reason` why it is left out."""
+    cleaned = clean.clean(conversation, wanted=language)
+    counts["repairs"].update(cleaned.repairs)
+    if cleaned.conversation is None:
+        return f"clean:{cleaned.reason}"
+    if unseen is not None and unseen.holds(cleaned.conversation):
+        return "unseen:in-held-back-set"
+    done = cleaned.conversation
+    if anonymise:
+        done = masking.mask_conversation(done, counts["pii"], surrogates=surrogates)
+    settled, found = linting.settle(done, lint_action)
+    counts["lint"].update({finding.rule for finding in found})
+    return f"lint:{found[0].rule}" if settled is None else settled
+
+
+def _divide(
+    section: recipe.Data,
+    choices: Choices,
+    folder: Path,
+    work: Path,
+    results: Sequence[PartResult],
+    read_rejects: Sequence[Reject],
+) -> dict[str, Any]:
+    """Copies, groups, splits; then the files, in the order of the sources."""
+    themes = [theme for result in results for theme in result.themes]
+    own_groups = [group for result in results for group in result.groups]
+    prose = np.array([flag for result in results for flag in result.prose], dtype=np.bool_)
+    words = np.array([count for result in results for count in result.reply_words], dtype=np.int64)
+    prints = np.memmap(work / "prints.dat", dtype=np.uint32, mode="w+", shape=(len(themes), dedupe.WIDTH))
+    at = 0
+    owners: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    hashes: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    for number, result in enumerate(results):
+        _, signatures, tied_keys, _ = _names(work, number)
+        prints[at : at + result.kept] = np.load(signatures)
+        pairs = np.load(tied_keys)
+        owners.append(pairs[:, 0].astype(np.int64) + at)
+        hashes.append(pairs[:, 1])
+        at += result.kept
+    index: dict[str, int] = {}
+    groups = np.array([index.setdefault(group, len(index)) if group else -1 for group in own_groups], dtype=np.int64)
+    groups = np.where(groups < 0, np.arange(len(groups)) + len(index), groups)
+    tied = dedupe.ties(
+        prints, groups, prose, words, (np.concatenate(owners), np.concatenate(hashes)), drop=choices.dedupe
+    )
+    stays = np.flatnonzero(tied.copy_of < 0)
+    made = np.array([flag for result in results for flag in result.synthetic], dtype=np.bool_)
+    real = stays[~made[stays]]
+    parts = split.assign(
+        [int(tied.group[i]) for i in real],
+        [themes[i] for i in real],
+        validation=section.validation,
+        test=section.test,
+        seed=section.seed,
+    )
+    part_of = dict(zip((int(i) for i in real), parts, strict=True))
+    # What a model made is for training only, and not where its original is held out.
+    held = {int(tied.group[i]) for i, part in part_of.items() if part != "train"}
+    part_of |= {int(i): "train" for i in stays[made[stays]] if int(tied.group[i]) not in held}
+    measured = {part: Measure() for part in split.PARTS}
+    copies: list[Reject] = []
+    ids: set[str] = set()
+    with runs.writing(folder):
+        with contextlib.ExitStack() as opened:
+            out = {
+                part: opened.enter_context(open(folder / f".{part}.jsonl.partial", "w", encoding="utf-8"))
+                for part in split.PARTS
+            }
+            position = 0
+            for number, _ in enumerate(results):
+                for row in runs.read_jsonl(_names(work, number)[0]):
+                    part = part_of.get(position)
+                    if part is None:
+                        reason = "exact-copy" if tied.exact[position] else "near-copy"
+                        if tied.copy_of[position] < 0:
+                            reason = "synthetic-of-held-out"
+                        where = row["provenance"]
+                        copies.append(Reject(row["id"], where["source"], where["row"], None, "dedupe", reason))
+                    else:
+                        row["group"] = row["group"] or f"g{int(tied.group[position])}"
+                        if row["id"] in ids:
+                            row["id"] = f"{row['id']}-{position}"
+                        ids.add(row["id"])
+                        out[part].write(json.dumps(row, ensure_ascii=False) + "\n")
+                        measured[part].add(row)
+                    position += 1
+        for part in split.PARTS:
+            os.replace(folder / f".{part}.jsonl.partial", folder / f"{part}.jsonl")
+    rejects = [r.to_json() for r in read_rejects] + [r for result in results for r in result.rejects]
+    rejects += [r.to_json() for r in copies]
+    runs.write_jsonl(folder / "rejected.jsonl", rejects)
+    found = {name: _leaks(folder, name) for name in ("val", "test")}
+    return _summary(results, rejects, measured, found, len(set(tied.group[stays].tolist())))
+
+
+def _conversations_in(path: Path) -> Iterator[Conversation]:
+    return (Conversation.from_json(row) for row in runs.read_jsonl(path))
+
+
+def _leaks(folder: Path, part: str) -> dict[str, Any]:
+    found = asdict(split.leaks(_conversations_in(folder / "train.jsonl"), _conversations_in(folder / f"{part}.jsonl")))
+    found.pop("ids")
+    return found
+
+
+@dataclass(slots=True)
+class Measure:
+    """Running numbers of one split."""
+
+    conversations: int = 0
+    messages: int = 0
+    words: int = 0
+    reply_words: int = 0
+    themes: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Conversations by words, in steps of 50."""
+    languages: Counter[str] = field(default_factory=Counter)
+    synthetic: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        words = [len(m["content"].split()) for m in row["messages"]]
+        self.conversations += 1
+        self.messages += len(words)
+        self.words += sum(words)
+        self.reply_words += sum(w for w, m in zip(words, row["messages"], strict=True) if m["role"] == "assistant")
+        self.themes[row["theme"] or "none"] += 1
+        self.turns[sum(m["role"] == "assistant" for m in row["messages"])] += 1
+        self.lengths[sum(words) // 50 * 50] += 1
+        self.synthetic += row["labels"].get("synthetic") == "yes"
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "conversations": self.conversations,
+            "messages": self.messages,
+            "words": self.words,
+            "reply_words": self.reply_words,
+            "synthetic": self.synthetic,
+            "themes": dict(self.themes.most_common()),
+            "turns": {str(k): v for k, v in sorted(self.turns.items())},
+            "lengths": {str(k): v for k, v in sorted(self.lengths.items())},
+        }
+
+
+def _summary(
+    results: Sequence[PartResult],
+    rejects: Sequence[dict[str, Any]],
+    measured: dict[split.Part, Measure],
+    leaks: dict[str, Any],
+    groups: int,
+) -> dict[str, Any]:
+    counts: dict[str, Counter[str]] = {"repairs": Counter(), "pii": Counter(), "lint": Counter()}
+    for result in results:
+        for kind, found in result.counts.items():
+            counts[kind].update(found)
+    by_stage: dict[str, Counter[str]] = {}
+    for reject in rejects:
+        by_stage.setdefault(reject["stage"], Counter())[reject["reason"]] += 1
+    read = sum(result.read for result in results)
+    left = read
+    flow: dict[str, int] = {"read": read}
+    for stage in ("clean", "unseen", "anonymise", "lint", "dedupe"):
+        left -= sum(by_stage.get(stage, Counter()).values())
+        flow[stage] = left
+    return {
+        "counts": flow | {part: m.conversations for part, m in measured.items()},
+        "unreadable": sum(by_stage.get("read", Counter()).values()),
+        "rejects": {stage: dict(found.most_common()) for stage, found in by_stage.items()},
+        **{kind: dict(found.most_common()) for kind, found in counts.items()},
+        "splits": {part: m.summary() for part, m in measured.items()},
+        "groups": groups,
+        "leaks": leaks,
+    }
+
+
+def _ledger_row(found: Inspection) -> dict[str, Any]:
+    return {
+        "source": found.source,
+        "format": found.format,
+        "licence": found.licence or "unknown",
+        "licence_from": found.licence_from,
+        "consent": found.consent,
+        "bytes": found.bytes,
+        "sha256": runs.sha256(found.path) if found.path is not None else None,
+    }
+
+
+def _empty(
+    read: int, faults: Sequence[Reject], results: Sequence[PartResult], found: Sequence[Inspection]
+) -> DataError:
+    reasons = Counter(reject.reason for reject in faults)
+    reasons.update(reject["reason"] for result in results for reject in result.rejects)
+    why = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(4))
+    return DataError(
+        f"no usable conversation is left of {read:,} read" + (f": {why}" if why else ""),
+        code="data-empty",
+        where=", ".join(one.source for one in found[:5]) or None,
+        hint="`warmline data inspect FILE` shows what is seen in a file; --format and --columns say it by hand",
+    )

@@ -1,0 +1,149 @@
+"""Divide conversations into train, validation and test by groups, and check that nothing leaks between them.
+
+Knows no files and draws nothing from chance but the seed: the same conversations are always divided alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from warmline.errors import DataError
+from warmline.messages import Conversation
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+def assign(
+    groups: Sequence[int | str], themes: Sequence[str], *, validation: float, test: float, seed: int
+) -> list[Part]:
+    """The part of every conversation, given its group and its theme.
+
+    A group is never cut. Within a theme, groups come in an order that depends on the seed; each goes to the part that
+    lacks most, and what a theme leaves over is carried to the next, so themes and totals both keep their shares.
+
+    Raises:
+        DataError: there are fewer groups than parts asked for.
+
+    >>> assign(["q1", "q1", "q2", "q3"], [""] * 4, validation=0.25, test=0.25, seed=1).count("train")
+    2
+    """
+    sizes = Counter(groups)
+    shares: dict[Part, float] = {"train": 1 - validation - test, "val": validation, "test": test}
+    wanted = [part for part in PARTS if shares[part] > 0]
+    if len(sizes) < len(wanted):
+        have = "1 group" if len(sizes) == 1 else f"{len(sizes)} groups"
+        raise DataError(
+            f"{len(groups)} conversations in {have} cannot be divided into {' and '.join(wanted)}",
+            code="data-split",
+            hint="add conversations, or set data.validation and data.test to 0",
+        )
+    theme_of: dict[int | str, str] = {}
+    for group, theme in zip(groups, themes, strict=True):
+        theme_of.setdefault(group, theme)
+
+    def order(group: int | str) -> tuple[str, bytes]:
+        return theme_of[group], hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
+
+    chosen: dict[int | str, Part] = {}
+    lack = dict.fromkeys(PARTS, 0.0)
+    for group in sorted(sizes, key=order):
+        size = sizes[group]
+        for part in PARTS:
+            lack[part] += shares[part] * size
+        # One very large group would be a poor sample of anything; it is for training.
+        fits = [part for part in wanted if part == "train" or size <= max(1.0, shares[part] * len(groups) / 3)]
+        part = max(fits, key=lambda p: lack[p])
+        chosen[group] = part
+        lack[part] -= size
+    for part in wanted:
+        if part not in chosen.values():
+            held = Counter(chosen.values())
+            giver = max(held, key=lambda p: held[p])
+            smallest = min((g for g in chosen if chosen[g] == giver), key=lambda g: (sizes[g], order(g)))
+            chosen[smallest] = part
+    return [chosen[group] for group in groups]
+
+
+def folded(text: str) -> str:
+    """Text as it is compared: lower-case words only."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+_LONG_ENOUGH = 6
+"""Words from which on two equal messages are no coincidence."""
+
+
+@dataclass(slots=True)
+class Leaks:
+    """How many of the held-out conversations share something with the training ones."""
+
+    held_out: int = 0
+    same_conversation: int = 0
+    same_question: int = 0
+    same_reply: int = 0
+    same_group: int = 0
+    ids: tuple[str, ...] = ()
+    """Ids of the first held-out conversations that leak."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.same_conversation or self.same_question or self.same_reply or self.same_group)
+
+
+def leaks(train: Iterable[Conversation], held_out: Iterable[Conversation]) -> Leaks:
+    """Look for held-out conversations that training has seen: whole, by their question, by a reply, by their group.
+
+    The held-out side is kept in memory as hashes, the training side is only passed through.
+    """
+    whole: dict[int, set[int]] = {}
+    questions: dict[int, set[int]] = {}
+    replies: dict[int, set[int]] = {}
+    groups: dict[str, set[int]] = {}
+    ids: list[str] = []
+    for index, conversation in enumerate(held_out):
+        ids.append(conversation.id)
+        entire, first, said = _prints(conversation)
+        whole.setdefault(entire, set()).add(index)
+        if first is not None:
+            questions.setdefault(first, set()).add(index)
+        for reply in said:
+            replies.setdefault(reply, set()).add(index)
+        if conversation.group:
+            groups.setdefault(conversation.group, set()).add(index)
+    found: dict[str, set[int]] = {"whole": set(), "question": set(), "reply": set(), "group": set()}
+    for conversation in train:
+        entire, first, said = _prints(conversation)
+        found["whole"] |= whole.get(entire, set())
+        if first is not None:
+            found["question"] |= questions.get(first, set())
+        for reply in said:
+            found["reply"] |= replies.get(reply, set())
+        found["group"] |= groups.get(conversation.group, set()) if conversation.group else set()
+    all_found = sorted(set().union(*found.values()))
+    return Leaks(
+        len(ids),
+        len(found["whole"]),
+        len(found["question"]),
+        len(found["reply"]),
+        len(found["group"]),
+        tuple(ids[i] for i in all_found[:20]),
+    )
+
+
+def _prints(conversation: Conversation) -> tuple[int, int | None, list[int]]:
+    texts = [(m.role, folded(m.content)) for m in conversation.messages if m.role != "system"]
+    entire = _hash("\n".join(f"{role}:{text}" for role, text in texts))
+    first = next((text for role, text in texts if role == "user"), None)
+    question = _hash(first) if first is not None and len(first.split()) >= _LONG_ENOUGH else None
+    said = [_hash(t) for role, t in texts if role == "assistant" and len(t.split()) >= 2 * _LONG_ENOUGH]
+    return entire, question, said
