@@ -1,8 +1,8 @@
 """Put the finished embedded base into the package, with a card that says what was measured.
 
-Needs the finished run `embedded-base` and its `documents.jsonl`:
+Needs a finished run of the recipe `embedded-base` and its `documents.jsonl`:
 
-    python training/embedded_base/ship.py [--runs runs] [--note TEXT]
+    python training/embedded_base/ship.py [--runs runs] [--run NAME] [--note TEXT]
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ SAMPLES = 300
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--run", default="embedded-base", help="name of the finished run to ship")
     parser.add_argument("--note", default="", help="a sentence about how this training went, for the card")
     arguments = parser.parse_args()
-    run = arguments.runs / "embedded-base"
+    run = arguments.runs / arguments.run
     target = load.embedded_folder()
     target.mkdir(exist_ok=True)
     for path in (run / "train" / "model").iterdir():
