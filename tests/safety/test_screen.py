@@ -19,6 +19,10 @@ CALM = Judgement(0.0, 0.0, 0.0)
 @pytest.mark.parametrize(
     ("text", "level"),
     [
+        ("I don't want to be alive any more. I have a plan for tonight.", 4),
+        ("I wish I was dead. I've got a plan.", 3),
+        ("I have a plan for tonight.", 0),
+        ("I don't want to be alive any more but I don't have a plan", 2),
         ("I want to end my life", 3),
         ("I have a plan to kill myself tonight", 4),
         ("I wish I could go to sleep and never wake up", 2),
