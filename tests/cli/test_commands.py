@@ -149,9 +149,12 @@ def test_a_taken_port_is_said_before_the_model_is_loaded(models: dict[str, Path]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = warmline("serve", "first", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "[port-in-use]" in done.stderr
+        port = str(taken.getsockname()[1])
+        for command in (["serve", "first"], ["demo"]):
+            done = warmline(*command, "--port", port, cwd=tmp_path)
+            assert done.returncode == 2
+            assert "[port-in-use]" in done.stderr
+    assert not (tmp_path / "runs" / "demo").exists()
 
 
 def test_chat_answers_a_crisis_without_the_model(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def demo(
     """
     from warmline.cli.stages import Job, show
 
+    if serve:
+        from warmline.serve.app import listen
+
+        listen("127.0.0.1", port).close()  # a taken port is told now, not after the training
     console.say("Warmline demo: it trains a very small model on this machine. No network is needed.", style="bold")
     job = Job(_resolve("demo", settings, {}), runs)
     measured = job.carry_out()

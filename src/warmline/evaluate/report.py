@@ -62,6 +62,8 @@ def intervals(measured: dict[str, Any]) -> str:
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_formatter("{x:.0f}")
         axes.set_xlabel("perplexity on held-out replies (lower is better, log scale)")
 
     return _figure(draw, height=1.8)
