@@ -114,30 +114,35 @@ class LocalEngine:
                 with contextlib.suppress(Exception):
                     streamer.end()
 
-        worker = threading.Thread(target=generate, daemon=True)
+        # Not a daemon: a program that ends in mid-reply waits for the cancelled step, for torch does not survive less.
+        worker = threading.Thread(target=generate, name="generate")
         worker.start()
-        stopped = False
+        stopped = cancelled = False
         text = ""
-        for piece in streamer:
-            if stopped or not piece:
-                continue
-            sent = len(text)
-            text += piece
-            ends = [at for stop in options.stop if (at := text.find(stop)) >= 0]
-            if ends:
-                stopped = True
-                call.cancel.set()
-                piece = text[sent : max(sent, min(ends))]
-            if piece:
-                yield piece
-        worker.join()
+        try:
+            for piece in streamer:
+                if stopped or not piece:
+                    continue
+                sent = len(text)
+                text += piece
+                ends = [at for stop in options.stop if (at := text.find(stop)) >= 0]
+                if ends:
+                    stopped = True
+                    call.cancel.set()
+                    piece = text[sent : max(sent, min(ends))]
+                if piece:
+                    yield piece
+            cancelled = call.cancel.is_set()
+        finally:  # also when the reader leaves: no token is made for nobody
+            call.cancel.set()
+            worker.join()
         if failure:
             kind = type(failure[0]).__name__
             raise EngineError(f"the model failed while replying ({kind})", code="engine-failed") from failure[0]
         usage.completion_tokens = len(produced)
         if stopped or (produced and produced[-1] in self.template.end_ids):
             usage.stop_reason = "stop"
-        elif call.cancel.is_set():
+        elif cancelled:
             usage.stop_reason = "cancelled"
         else:
             usage.stop_reason = "length"
