@@ -158,6 +158,7 @@ class Chat:
         self._protocol = protocol or protocols.shipped()
         self._classifier = classifier
         self._patience = (first_word_seconds, next_word_seconds)
+        self._readers: list[threading.Thread] = []
         prepare()
         fault("ready")
 
@@ -250,6 +251,11 @@ class Chat:
                     "milliseconds": round((time.perf_counter() - started) * 1000, 1),
                 }
             )
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Wait until the engine has let go of cut replies. A program that ends without it may abort in mid-token."""
+        for reader in self._readers:
+            reader.join(seconds)
 
     # ------------------------------------------------------------------ guard in
 
@@ -365,7 +371,9 @@ class Chat:
             else:
                 pieces.put(None)
 
-        threading.Thread(target=read, name="engine-reply", daemon=True).start()
+        reader = threading.Thread(target=read, name="engine-reply", daemon=True)
+        self._readers = [thread for thread in self._readers if thread.is_alive()] + [reader]
+        reader.start()
         first, following = self._patience
         deadline = time.monotonic() + first
         while True:

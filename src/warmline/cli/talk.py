@@ -72,6 +72,7 @@ def chat(
                 console.out(event.piece if began else f"\nreply  {event.piece.lstrip()}", end="")
                 began = True
         console.out("")
+    door.close()
     console.say("Take care. Crisis lines: `warmline resources`")
 
 
@@ -112,12 +113,14 @@ def open_page(run: Run, *, port: int, country: str | None = None) -> None:
 
     listen("127.0.0.1", port).close()  # a taken port is told before the model is loaded
     console.say("loading the model ...")
-    app = create_app(open_chat(run, country=country), name="Warmline", country=country)
+    door = open_chat(run, country=country)
+    app = create_app(door, name="Warmline", country=country)
 
     def ready(address: str) -> None:
         console.say(f"the page is at {address} (this machine only); Ctrl-C ends it", style="bold")
 
     serve_until_stopped(app, "127.0.0.1", port, ready=ready)
+    door.close()
 
 
 def register(app: typer.Typer) -> None:
