@@ -139,48 +139,73 @@ def test_careful_themes(grammar: Any) -> None:
     for theme in compose.CAREFUL:
         kinds = {composer.document(theme=theme)["kind"] for _ in range(120)}
         assert kinds == set(compose.CAREFUL_KINDS)
-    for _ in range(60):
-        messages = composer.document(theme="hopeless", kind="listening")["messages"]
-        reply = messages[1]["content"]
-        assert all(part in reply for part in ("988", "findahelpline.com", " AI")), reply
-        assert re.search(r"suicide|ending your life|end your life|dying|die|safe|killing", reply)
-        assert re.search(r"doctor|counsellor|therapist|professional", reply), reply
-    for _ in range(60):
-        messages = composer.document(theme="helping-a-friend", kind="listening")["messages"]
-        assert not re.search(r"stay with (them|your friend) alone", str(messages)), messages
+    for theme in compose.CAREFUL:
+        replies = [
+            message["content"]
+            for _ in range(200)
+            for message in composer.document(theme=theme, kind="listening")["messages"][1::2]
+        ]
+        assert sum(bool(re.search(r"suicid|your life|die|dying|kill", reply)) for reply in replies) > 60, theme
+        assert sum(bool(re.search(r"crisis|emergency|helpline|line\b", reply)) for reply in replies) > 20, theme
+
+
+LISTENING = {
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((FOLDER / "listening").glob("*.yaml"))
+}
+
+
+def test_every_theme_has_its_topics() -> None:
+    assert set(LISTENING) == {path.stem for path in (FOLDER / "themes").glob("*.yaml")}
+    for theme, bank in LISTENING.items():
+        assert len(bank["topics"]) >= 8, theme
+        assert len(bank["steps"]) >= 10, theme
+        for topic in bank["topics"]:
+            assert set(topic) == {"name", *compose.TOPIC} - {"steps"}, (theme, topic["name"])
+            assert len(topic["heard"]) >= 9, (theme, topic["name"])
+            assert all(line.endswith("?") for line in topic["asks"]), (theme, topic["name"])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        r"I understand how you",
+        r"I understand",
+        r"sorry to hear",
+        r"reaching out",
         r"\byou should\b",
-        r"\bdiagnos",
-        r"\b(?:pills?|medication|dose)\b",
-        r"\bwhen I was\b",
+        r"\bat least\b",
+        r"\bdiagnos(?:ed|is) (?:with|of)\b",
+        r"\b(?:dose|antidepressants?)\b",
+        r"\bcommit(?:ted|ting)? suicide",
+        r"will be (?:fine|okay|all right)",
+        r"\bI (?:was|had|used to)\b",
     ],
 )
 def test_listening_replies_keep_the_rules(grammar: Any, wrong: str) -> None:
     composer = compose.Composer(grammar, 8)
-    shared = yaml.safe_load((FOLDER / "shared.yaml").read_text("utf-8"))
-    for key, value in shared.items():
-        if key.startswith(("echo", "guess", "ack", "norm", "affirm", "perm", "offer", "qs_")):
-            assert not re.search(wrong, value), key
-    if "when I was" in wrong:
-        for _ in range(100):
-            for message in composer.document(kind="listening")["messages"][1::2]:
-                assert not re.search(wrong, message["content"]), message
+    for theme in LISTENING:
+        for _ in range(12):
+            for message in composer.document(theme=theme, kind="listening")["messages"][1::2]:
+                assert not re.search(wrong, message["content"], re.I), message
 
 
-def test_replies_echo_the_message(grammar: Any) -> None:
-    """Most first replies share at least three longer words with the message."""
+def test_a_listener_stays_with_the_topic(grammar: Any) -> None:
+    """Every listening reply of a document is written from the lists of one topic."""
     composer = compose.Composer(grammar, 9)
-    echoed = 0
-    for _ in range(200):
-        messages = composer.document(theme="sleep", kind="listening")["messages"]
-        said, reply = (set(re.findall(r"[a-z]{4,}", m["content"].lower())) for m in messages[:2])
-        echoed += len(said & reply) >= 3
-    assert echoed > 120
+    words = {
+        (theme, topic["name"]): set(
+            re.findall(r"[a-z']{4,}", str([topic["heard"], topic["asks"], bank["steps"]]).lower())
+        )
+        for theme, bank in LISTENING.items()
+        for topic in bank["topics"]
+    }
+    shared = yaml.safe_load((FOLDER / "shared.yaml").read_text("utf-8"))
+    common = set(re.findall(r"[a-z']{4,}", str([shared[key] for key in ("warm", "bye", "farewell")]).lower()))
+    for theme in ("sleep", "panic", "work-stress"):
+        for _ in range(30):
+            document = composer.document(theme=theme, kind="listening")
+            found = set(re.findall(r"[a-z']{4,}", " ".join(m["content"] for m in document["messages"][1::2]).lower()))
+            share = max(len(found & (words[key] | common)) / len(found) for key in words if key[0] == theme)
+            assert share > 0.75, document  # some words are varied afterwards
 
 
 def test_weights() -> None:
@@ -194,11 +219,9 @@ def test_remembered_names() -> None:
     # a message repeats a name once; the next message may do so again
     with pytest.raises(LookupError):
         state.expand("line")
-    state = toy({"user": ["{s=situation}"], "reply": ["So {you:s}.", "Missing {f}.", "{old_s}!"]})
+    state = toy({"user": ["{s=situation}"], "reply": ["So {you:s}.", "Missing {f}."]})
     assert state.expand("user") == "I sleep badly"
     assert state.expand("reply") == "So you sleep badly."
-    state.age()
-    assert state.expand("reply") == "I sleep badly!"
 
 
 def test_nested_alternatives() -> None:

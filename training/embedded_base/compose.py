@@ -1,8 +1,9 @@
 """Compose training text for the embedded base model from a text grammar.
 
 The grammar is ``shared.yaml`` (sentence templates for all themes) plus one word bank
-per theme in ``themes/``. A value is a list of templates, or a block of lines with one
-template a line. Template syntax:
+per theme in ``themes/`` and, for conversations in which somebody listens, nine topics per
+theme in ``listening/``: what a person says and what answers exactly that. A value is a
+list of templates, or a block of lines with one template a line. Template syntax:
 
 * ``(a|b|c)``        one of the alternatives (they may nest and may be empty)
 * ``{symbol}``       a template of that list (the theme's list first, else the shared one)
@@ -12,8 +13,8 @@ template a line. Template syntax:
 * ``{low:name}``     the same without the first capital and the full stop
 * ``3* text``        this template counts three times in its list
 
-A template that repeats a name which nothing has remembered yet is never drawn, so a
-reply can only echo what the message before it has said.
+A template that repeats a name which nothing has remembered yet is never drawn, so an
+answer can only echo what the question before it has said.
 
 Run: ``python training/embedded_base/compose.py --documents N --seed S --out FILE.jsonl``
 """
@@ -35,17 +36,17 @@ HERE = Path(__file__).resolve().parent
 Document = dict[str, Any]
 
 KINDS = {
-    "message": 12,
-    "diary": 13,
-    "leaflet": 10,
-    "letter": 10,
-    "listening": 25,
-    "forum": 15,
-    "answers": 15,
+    "message": 7,
+    "diary": 8,
+    "leaflet": 6,
+    "letter": 4,
+    "listening": 24,
+    "forum": 34,
+    "answers": 17,
 }
-#: Themes about life and death: no forum small talk, no letters, their own replies.
-CAREFUL = {"hopeless": "hopeless", "helping-a-friend": "friend"}
-CAREFUL_KINDS = ("message", "diary", "leaflet", "listening")
+#: Themes about life and death: no forum small talk, no letters.
+CAREFUL = ("hopeless", "helping-a-friend")
+CAREFUL_KINDS = ("message", "diary", "leaflet", "listening", "answers")
 TEXTER_SHARE = 0.08
 
 # --- text repairs -----------------------------------------------------------------
@@ -310,29 +311,39 @@ class State:
         self.said.clear()
         return self.pick(self.table[symbol])
 
-    def age(self) -> None:
-        """Before the next message: what was remembered (``s``) becomes ``old_s``."""
-        old = {k: v for k, v in self.memory.items() if k.startswith("old_")}
-        new = {f"old_{k}": v for k, v in self.memory.items() if not k.startswith(("old_", "q_"))}
-        self.memory = {**old, **new}
-
 
 _WEIGHT = re.compile(r"(\d+)\*\s*")
 _CHANGES: dict[str, Callable[[str], str]] = {"you": to_second_person, "low": lowered}
 
 
-class Grammar:
-    """The shared lists and the theme banks, compiled."""
+#: What a topic of `listening/` has: a person's lines, then the listener's.
+TOPIC = ("said", "more", "heard", "asks", "steps")
 
-    def __init__(self, shared: dict[str, Any], themes: dict[str, dict[str, Any]]) -> None:
+
+class Grammar:
+    """The shared lists, the theme banks and the topics, compiled."""
+
+    def __init__(
+        self,
+        shared: dict[str, Any],
+        themes: dict[str, dict[str, Any]],
+        listening: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         self._known: set[Template] = set()
-        self._symbols = set(shared).union(*themes.values()) if themes else set(shared)
+        self._symbols = set(shared).union(*themes.values(), TOPIC if listening else ())
         self._shared = {key: self._compile_list(value) for key, value in shared.items()}
         self.themes = {
             theme: {**self._shared, **{k: self._compile_list(v) for k, v in bank.items()}}
             for theme, bank in sorted(themes.items())
         }
-        for table in self.themes.values():
+        #: One table per topic: the theme's lists and the topic's own.
+        self.topics: dict[str, list[dict[str, list[Template]]]] = {theme: [] for theme in self.themes}
+        for theme, bank in (listening or {}).items():
+            steps = self._compile_list(bank["steps"])
+            for topic in bank["topics"]:
+                own = {key: self._compile_list(topic[key]) for key in TOPIC if key != "steps"}
+                self.topics[theme].append({**self.themes[theme], **own, "steps": steps})
+        for table in [t for topics in self.topics.values() for t in topics] or self.themes.values():
             for options in table.values():
                 for option in options:
                     self._needs(option, table, ())
@@ -340,8 +351,11 @@ class Grammar:
     @classmethod
     def load(cls, folder: Path = HERE, themes: Path | None = None) -> Grammar:
         shared = yaml.load((folder / "shared.yaml").read_text("utf-8"), _Loader)
-        paths = sorted((themes or folder / "themes").glob("*.yaml"))
-        return cls(shared, {p.stem: yaml.load(p.read_text("utf-8"), _Loader) for p in paths})
+        banks, topics = (
+            {path.stem: yaml.load(path.read_text("utf-8"), _Loader) for path in sorted(place.glob("*.yaml"))}
+            for place in (themes or folder / "themes", folder / "listening")
+        )
+        return cls(shared, banks, {theme: topics[theme] for theme in banks})
 
     def _compile_list(self, value: str | list[str]) -> list[Template]:
         if not isinstance(value, (str, list)):
@@ -435,22 +449,6 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # --- documents --------------------------------------------------------------------
 
-_ASKS_ABOUT = [
-    ("body", re.compile(r"\b(body|chest|stomach|hands|breath|physically)\b", re.I)),
-    ("who", re.compile(r"^who\b|\b(who (else )?(knows|could|is|do|would)|react|someone)\b", re.I)),
-    ("want", re.compile(r"\b(wish|miss|hope|would you (like|do|want)|would a|want)\b", re.I)),
-    ("good", re.compile(r"\b(helps|helped|easier|lighter|better|good|comfort|calm)\b", re.I)),
-    ("thought", re.compile(r"\b(mind|thoughts?|tell yourself|fear|worr\w+|afraid|think)\b", re.I)),
-    ("since", re.compile(r"\b(how long|start\w*|began|begin|first (notice|happen))\b", re.I)),
-    ("when", re.compile(r"^when\b|\b(hardest|worst|time of day|moment|hour|which)\b", re.I)),
-    ("feel", re.compile(r"\b(feel|feeling|is it like|was it like)\b", re.I)),
-]
-
-
-def question_type(question: str) -> str:
-    """Guess what a question asks about, so that the next message can answer it."""
-    return next((kind for kind, found in _ASKS_ABOUT if found.search(question)), "plain")
-
 
 class Composer:
     """Writes documents; the same seed gives the same documents."""
@@ -467,7 +465,8 @@ class Composer:
         theme = theme or self.names[int(rng.random() * len(self.names))]
         kinds = self._careful_kinds if theme in CAREFUL else self._kinds
         kind = kind or kinds[int(rng.random() * len(kinds))]
-        state = State(rng, self.grammar.themes[theme])
+        topics = self.grammar.topics[theme]
+        state = State(rng, topics[int(rng.random() * len(topics))])
         rate = rng.choice((0.1, 0.5, 0.5, 0.9))
         document: Document = {"kind": kind, "theme": theme}
         if kind in ("message", "diary", "leaflet", "letter"):
@@ -500,40 +499,22 @@ class Composer:
         return next((n for n, share in enumerate(shares, 1) if roll < share), len(shares) + 1)
 
     def _listening(self, state: State, theme: str) -> list[str]:
-        prefix = f"{CAREFUL[theme]}_" if theme in CAREFUL else ""
-        turns = [state.expand("user"), state.expand(f"{prefix}reply")]
-        rounds = self._rounds((0.4, 0.75))
-        for turn in range(1, rounds):
-            asked = next((k[2:] for k in state.memory if k.startswith("q_")), "")
-            if asked == "theme":
-                asked = question_type(state.memory["q_theme"])
-            offered = "st" in state.memory
-            state.age()
-            last = turn == rounds - 1
-            if last and self.rng.random() < 0.22:
-                turns += [state.expand(f"{prefix}goodbye"), state.expand(f"{prefix}reply_goodbye")]
-                break
-            if asked:
-                follow = f"follow_{asked}"
-            else:
-                follow = "follow_offer" if offered else "follow_plain"
-            turns.append(state.expand(follow))
-            turns.append(state.expand(f"{prefix}reply_more"))
+        turns = [state.expand("first"), state.expand("listen")]
+        for _ in range(1, self._rounds((0.35, 0.75))):
+            turns += [state.expand("next"), state.expand("listen")]
+        if len(turns) > 2 and self.rng.random() < 0.15:
+            turns[-2:] = [state.expand("thanks"), state.expand("farewell")]
         return turns
 
     def _forum(self, state: State, theme: str) -> list[str]:
-        turns = [state.expand("user"), state.expand("forum_reply")]
-        for _ in range(1, self._rounds((0.6, 0.9))):
-            state.age()
+        turns = [state.expand("first"), state.expand("forum_reply")]
+        for _ in range(1, self._rounds((0.7, 0.95))):
             turns += [state.expand("forum_user"), state.expand("forum_reply")]
         return turns
 
     def _answers(self, state: State, theme: str) -> list[str]:
-        turns = [state.expand("question"), state.expand("answer")]
-        if self.rng.random() < 0.25:
-            state.age()
-            turns += [state.expand("question_more"), state.expand("answer")]
-        return turns
+        answer = "careful_leaflet" if theme in CAREFUL else "answer"
+        return [state.expand("first" if self.rng.random() < 0.5 else "question"), state.expand(answer)]
 
 
 def words(document: Document) -> int:

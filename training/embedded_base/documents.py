@@ -2,7 +2,7 @@
 
     python training/embedded_base/documents.py --data ../shared/data
 
-Leaves `documents.jsonl` beside this file (about 60 MB, not kept in the repository: the same seed makes it again).
+Leaves `documents.jsonl` beside this file (about 55 MB, not kept in the repository: the same seed makes it again).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def documents(count: int, seed: int, data: Path | None) -> Iterator[dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the public sets; without: composed text only")
-    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--documents", type=int, default=90_000)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--out", type=Path, default=HERE / "documents.jsonl")
     arguments = parser.parse_args()
