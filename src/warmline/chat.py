@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -93,6 +93,8 @@ class Thread:
     """Wordings used so far, so that they take turns."""
     last_notice: datetime | None = None
     last_seen: datetime | None = None
+    instructions: str = ""
+    """What a client of the API asks of the model. Stands after the chat's own system prompt, never in its place."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back unchanged."""
@@ -108,6 +110,7 @@ class Thread:
             "spoken": self.spoken,
             "last_notice": self.last_notice.isoformat() if self.last_notice else None,
             "last_seen": self.last_seen.isoformat() if self.last_seen else None,
+            "instructions": self.instructions,
         }
 
     @classmethod
@@ -142,6 +145,7 @@ class Chat:
         fits: Callable[[list[Message]], bool] | None = None,
         policy: str | None = None,
         protocol: protocols.Protocol | None = None,
+        refuse_minors: bool = False,
         classifier: Classifier | None = None,
         first_word_seconds: float = FIRST_WORD_SECONDS,
         next_word_seconds: float = NEXT_WORD_SECONDS,
@@ -156,6 +160,7 @@ class Chat:
         self._clock = clock
         self._fits = fits
         self._protocol = protocol or protocols.shipped()
+        self._refuse_minors = refuse_minors
         self._classifier = classifier
         self._patience = (first_word_seconds, next_word_seconds)
         self._readers: list[threading.Thread] = []
@@ -164,8 +169,25 @@ class Chat:
 
     # ------------------------------------------------------------------ one turn
 
-    def turn(self, history: Thread, text: str, *, cancel: threading.Event | None = None) -> Iterator[Event]:
+    def recall(self, history: Thread, messages: Sequence[Message]) -> None:
+        """Add earlier messages that somebody else kept. Those of the person are screened again: no level gets lost."""
+        now = self._clock()
+        for message in messages:
+            if message.role == "user":
+                finding, _ = self._screen(message.content)
+                history.state = advance(history.state, finding, now)
+                history.turns += 1
+                # Wordings of vetted replies take turns from here on, and the notice has been given.
+                history.spoken, history.last_notice, history.last_seen = history.turns, now, now
+            history.messages.append(message)
+        history.minor = history.minor or "minor" in history.state.flags
+
+    def turn(
+        self, history: Thread, text: str, *, cancel: threading.Event | None = None, options: Options | None = None
+    ) -> Iterator[Event]:
         """Answer one message. Events come in this order: notices, `Safety`, text, `Done`.
+
+        `options` replace the chat's own for this reply.
 
         The person's message and what was delivered are added to `history`, also when the reader leaves half-way.
         Never raises for anything an engine, a classifier or a disk does.
@@ -194,12 +216,14 @@ class Chat:
             protocol=self._protocol,
         )
         usage = Usage()
-        action: protocols.Action = "vetted" if pack.off else decision.action
+        refused = history.minor and (self._refuse_minors or pack.minors == "refused")
+        off = pack.off or refused
+        action: protocols.Action = "vetted" if off else decision.action
         try:
             for name, words in self._notices(history, pack, finding, country, locale, now):
                 row["notice"] = f"{row['notice']} {name}".strip()
                 yield Notice(words)
-            shown = decision.resources or (nearest(country) if pack.off else None)
+            shown = decision.resources or (nearest(country) if off else None)
             yield Safety(state.level, decision.flags, shown, action)
 
             stop: StopReason = "stop"
@@ -207,14 +231,16 @@ class Chat:
                 delivered.append(decision.text)
                 history.spoken += 1
                 yield Text(decision.text)
-            elif pack.off:
+            elif off:
                 words = protocols.fill(pack.notice, nearest(country))
+                if refused:
+                    words = self._protocol.say("minor_refused", country, locale, history.turns)
                 delivered.append(words)
                 yield Text(words)
             else:
                 stop = "error"
                 row["engine"] = self.engine.name
-                for piece in self._model(history, text, country, locale, cancel, usage, row):
+                for piece in self._model(history, text, country, locale, cancel, usage, row, options):
                     delivered.append(piece)
                     yield Text(piece)
                 stop = "error" if row["fault"] else usage.stop_reason
@@ -292,7 +318,8 @@ class Chat:
 
     def context(self, history: Thread, text: str) -> list[Message]:
         """What the engine is shown: the chat's own system prompt and as much of the history as fits, newest first."""
-        system = [Message("system", self.system)] if self.system else []
+        words = "\n\n".join(filter(None, (self.system, history.instructions)))
+        system = [Message("system", words)] if words else []
         turns: list[Message] = []
         for message in (*history.messages, Message("user", text)):
             if turns and turns[-1].role == message.role:
@@ -312,6 +339,7 @@ class Chat:
         cancel: threading.Event,
         usage: Usage,
         row: dict[str, Any],
+        options: Options | None,
     ) -> Iterator[str]:
         """Screened sentences of the engine's reply, or the fallback. Puts what went wrong into `row`."""
         cut = self._protocol.say("cut", country, locale, history.spoken)
@@ -319,7 +347,7 @@ class Chat:
         stop_engine = threading.Event()
         said = False
         try:
-            for piece in self._pieces(history, text, usage, stop_engine, cancel):
+            for piece in self._pieces(history, text, usage, stop_engine, cancel, options):
                 for sentence in guard.feed(piece):
                     said = True
                     yield sentence
@@ -352,10 +380,16 @@ class Chat:
             yield ("\n\n" if said else "") + line
 
     def _pieces(
-        self, history: Thread, text: str, usage: Usage, stop_engine: threading.Event, cancel: threading.Event
+        self,
+        history: Thread,
+        text: str,
+        usage: Usage,
+        stop_engine: threading.Event,
+        cancel: threading.Event,
+        options: Options | None,
     ) -> Iterator[str]:
         """The engine's pieces, read in a thread of its own so that a hanging engine holds nobody up."""
-        call = Call(self.context(history, text), self.options, usage, stop_engine)
+        call = Call(self.context(history, text), options or self.options, usage, stop_engine)
         pieces: queue.Queue[str | BaseException | None] = queue.Queue()
 
         def read() -> None:

@@ -7,7 +7,7 @@ a file.
     GET    /help                            people, without script  POST   /api/conversations/ID/messages  one turn
     GET    /measures                        the neutral page        DELETE /api/conversations/ID         forget it
     GET    /static/...                      what the pages load     GET    /api/resources/COUNTRY        who to reach
-    GET    /healthz                         is the server alive
+    GET    /healthz                         is the server alive     /v1/...  the OpenAI-style API (see `openai`)
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from warmline.chat import Chat, Event, Thread
 from warmline.errors import ServeError
 from warmline.safety.resources import UNKNOWN, resources_for
-from warmline.serve import directory
+from warmline.serve import directory, openai
 from warmline.serve.conversations import Conversations
 from warmline.serve.doorway import LOCAL_NAMES, Doorway
 from warmline.serve.pages import Pages, static_files
-from warmline.serve.turns import Line, TurnStream
+from warmline.serve.turns import Line, Streamed, TurnStream
 
 MOST_CHARACTERS = 8000
 SWEEP_SECONDS = 600.0
@@ -215,6 +214,8 @@ def create_app(
     async def forget(id: str) -> Response:
         return Response(status_code=204) if held.forget(id) else refuse("not-found")
 
+    app.include_router(openai.routes(chat, line, country=country))
+
     return app
 
 
@@ -222,17 +223,6 @@ def refuse(code: str, status: int | None = None) -> JSONResponse:
     usual, message = REFUSALS[code]
     headers = {"Retry-After": "120"} if code == "full" else None
     return JSONResponse({"code": code, "message": message}, status or usual, headers)
-
-
-class Streamed(Response):
-    """Lets a `TurnStream` answer the request by itself."""
-
-    def __init__(self, stream: TurnStream) -> None:
-        self.stream = stream
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.stream(scope, receive, send)
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from warmline.chat import Event, Safety
@@ -63,6 +64,12 @@ class Line:
                 break  # the place was handed over at this very moment
         return True
 
+    @property
+    def full(self) -> bool:
+        """Whether whoever comes now is turned away."""
+        with self._lock:
+            return not self._free and len(self._waiting) >= self._most
+
     def leave(self) -> None:
         with self._lock:
             if self._waiting:
@@ -72,7 +79,7 @@ class Line:
 
 
 class TurnStream:
-    """An ASGI response that sends the events of one turn. `events(cancel)` makes them.
+    """An ASGI response that sends the events of one turn. `events(cancel)` makes them, `encode` writes them.
 
     Seconds: `line_seconds` in the line for the engine, `silence_seconds` without an event from it, `reader_seconds` for
     a reader to take what is sent, `beat_seconds` between signs of life on a silent stream.
@@ -88,8 +95,10 @@ class TurnStream:
         silence_seconds: float = 180.0,
         reader_seconds: float = 20.0,
         beat_seconds: float = 5.0,
+        encode: Callable[[Piece], bytes] | None = None,
     ) -> None:
         self.turn, self.events, self.line = turn, events, line
+        self.encode = encode or _sse
         self.line_seconds, self.silence_seconds = line_seconds, silence_seconds
         self.reader_seconds, self.beat_seconds = reader_seconds, beat_seconds
 
@@ -114,6 +123,33 @@ class TurnStream:
             for task in (gone, sending):
                 task.cancel()
             await asyncio.gather(gone, sending, return_exceptions=True)
+
+    async def collect(self, receive: Receive) -> list[Piece] | None:
+        """All pieces at once instead of a stream; None if the reader left before the end."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+        def put(piece: Piece | None) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
+
+        async def everything() -> list[Piece]:
+            pieces: list[Piece] = []
+            while (piece := await queue.get()) is not None:
+                pieces.append(piece)
+            return pieces
+
+        threading.Thread(target=self._make, args=(put,), name="warmline-turn", daemon=True).start()
+        gone = asyncio.ensure_future(self._gone(receive))
+        made = asyncio.ensure_future(everything())
+        try:
+            await asyncio.wait((gone, made), return_when=asyncio.FIRST_COMPLETED)
+            return made.result() if made.done() else None
+        finally:
+            self.turn.cancel.set()
+            for task in (gone, made):
+                task.cancel()
+            await asyncio.gather(gone, made, return_exceptions=True)
 
     def _make(self, put: Callable[[Piece | None], None]) -> None:
         cancel, inside = self.turn.cancel, False
@@ -167,20 +203,31 @@ class TurnStream:
             except TimeoutError:
                 if not in_line and time.monotonic() - silent_since > self.silence_seconds:
                     piece = wire.trouble("no-reply")
-                    await pass_on(_body(_sse(piece)))
+                    await pass_on(_body(self.encode(piece)))
                     break
                 await pass_on(_body(b": still here\n\n"))
                 continue
             if piece is None:
                 break
             silent_since, in_line = time.monotonic(), piece == ("waiting", {"waiting": True})
-            await pass_on(_body(_sse(piece)))
+            await pass_on(_body(self.encode(piece)))
         await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
     @staticmethod
     async def _gone(receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+class Streamed(Response):
+    """Lets a `TurnStream` answer the request by itself."""
+
+    def __init__(self, stream: TurnStream) -> None:
+        self.stream = stream
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream(scope, receive, send)
 
 
 def _sse(piece: Piece) -> bytes:
