@@ -450,4 +450,4 @@ def _kind(error: BaseException) -> str:
     return "silence" if isinstance(error, TimeoutError) else type(error).__name__[:40]
 
 
-__all__ = ["Audit", "Chat", "Done", "Event", "Notice", "Safety", "Text", "Thread"]
+__all__ = ["Audit", "Chat", "Done", "Event", "Notice", "Options", "Safety", "Text", "Thread", "Usage"]

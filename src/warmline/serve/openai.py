@@ -21,8 +21,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from warmline.chat import Chat, Done, Event, Thread
-from warmline.engine.base import Options, Usage
+from warmline.chat import Chat, Done, Event, Options, Thread, Usage
 from warmline.messages import Message
 from warmline.serve import directory
 from warmline.serve.conversations import Turn
