@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from warmline.chat import Chat, Done, Event, Safety, Text, Thread
-from warmline.engine.base import ScriptedEngine, Usage
+from warmline.engine.base import Options, ScriptedEngine, Usage
 from warmline.serve.app import create_app, listen
 
 ORDINARY = "Work has been heavy lately and I lie awake over it."
@@ -36,8 +36,15 @@ class Played:
 
     def __init__(self, play: Callable[[Thread, str, threading.Event], Iterator[Event]]) -> None:
         self.play = play
+        self.engine = ScriptedEngine()
+        self.options = Options()
 
-    def turn(self, history: Thread, text: str, *, cancel: threading.Event | None = None) -> Iterator[Event]:
+    def recall(self, history: Thread, messages: Any) -> None:
+        history.messages.extend(messages)
+
+    def turn(
+        self, history: Thread, text: str, *, cancel: threading.Event | None = None, options: Options | None = None
+    ) -> Iterator[Event]:
         return self.play(history, text, cancel or threading.Event())
 
 

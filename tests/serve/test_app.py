@@ -264,7 +264,7 @@ class TestDoorway:
         ):
             assert not [name for name in answer.headers if name.startswith("access-control")]
 
-    @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/metrics", "/.env", "/static/", "/static"])
+    @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/.env", "/static/", "/static"])
     def test_nothing_else_is_there(self, client: TestClient, path: str) -> None:
         assert client.get(path).status_code == 404
 

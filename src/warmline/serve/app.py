@@ -7,7 +7,8 @@ a file.
     GET    /help                            people, without script  POST   /api/conversations/ID/messages  one turn
     GET    /measures                        the neutral page        DELETE /api/conversations/ID         forget it
     GET    /static/...                      what the pages load     GET    /api/resources/COUNTRY        who to reach
-    GET    /healthz                         is the server alive     /v1/...  the OpenAI-style API (see `openai`)
+    GET    /healthz                         is the server alive     GET    /metrics                      numbers only
+    GET    /readyz                          can it answer now       /v1/...  the OpenAI-style API (see `openai`)
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from warmline.safety.resources import UNKNOWN, resources_for
 from warmline.serve import directory, openai
 from warmline.serve.conversations import Conversations
 from warmline.serve.doorway import LOCAL_NAMES, Doorway
+from warmline.serve.meter import FORM, Meter
 from warmline.serve.pages import Pages, static_files
 from warmline.serve.turns import Line, Streamed, TurnStream
 
@@ -97,6 +99,7 @@ def create_app(
     pages = Pages(name, idle_hours)
     static = static_files()
     line = Line(engine_places)
+    meter = Meter(lambda: line.waiting, lambda: len(held))
     country = country or chat.country
     if country:
         country = resources_for(country).country
@@ -167,6 +170,15 @@ def create_app(
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """For a load balancer: 503 while no further message would get a place in the line."""
+        return JSONResponse({"status": "full" if line.full else "ok"}, 503 if line.full else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(meter.text(), media_type=FORM)
+
     @app.get("/api/resources/{country}")
     async def resources(country: str) -> Response:
         chosen = directory.known(country)
@@ -206,7 +218,7 @@ def create_app(
             thread.country = chosen or country
 
         def events(cancel: threading.Event) -> Iterator[Event]:
-            return chat.turn(thread, text, cancel=cancel)
+            return meter.turn(chat.turn(thread, text, cancel=cancel))
 
         return Streamed(TurnStream(turn, events, line))
 
@@ -214,7 +226,7 @@ def create_app(
     async def forget(id: str) -> Response:
         return Response(status_code=204) if held.forget(id) else refuse("not-found")
 
-    app.include_router(openai.routes(chat, line, country=country))
+    app.include_router(openai.routes(chat, line, meter, country=country))
 
     return app
 

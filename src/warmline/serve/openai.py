@@ -25,6 +25,7 @@ from warmline.chat import Chat, Done, Event, Options, Thread, Usage
 from warmline.messages import Message
 from warmline.serve import directory
 from warmline.serve.conversations import Turn
+from warmline.serve.meter import Meter
 from warmline.serve.turns import Line, Piece, Streamed, TurnStream
 
 MOST_CHARACTERS = 8000
@@ -233,7 +234,7 @@ def _data(row: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(row)}\n\n".encode()
 
 
-def routes(chat: Chat, line: Line, *, country: str | None) -> APIRouter:
+def routes(chat: Chat, line: Line, meter: Meter, *, country: str | None) -> APIRouter:
     """The API's addresses, for the same chat and the same line as the page's."""
     router = APIRouter()
     name = chat.engine.name
@@ -273,7 +274,7 @@ def routes(chat: Chat, line: Line, *, country: str | None) -> APIRouter:
         def events(cancel: threading.Event) -> Iterator[Event]:
             chat.recall(thread, [Message("user" if m.role == "user" else "assistant", m.words) for m in earlier])
             turn = chat.turn(thread, asked.messages[-1].words, cancel=cancel, options=_options(asked, chat.options))
-            for event in turn:
+            for event in meter.turn(turn):
                 if isinstance(event, Done):
                     for field in ("prompt_tokens", "cached_tokens", "completion_tokens"):
                         setattr(usage, field, getattr(event.usage, field))

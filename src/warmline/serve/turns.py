@@ -70,6 +70,10 @@ class Line:
         with self._lock:
             return not self._free and len(self._waiting) >= self._most
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def leave(self) -> None:
         with self._lock:
             if self._waiting:
