@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _err = Console(stderr=True, highlight=False)
 _out = Console(highlight=False)
@@ -20,6 +22,11 @@ _out = Console(highlight=False)
 def say(text: str, *, style: str | None = None) -> None:
     """One line for the person at the terminal (stderr). Square brackets are printed as they are."""
     _err.print(escape(text), style=style, soft_wrap=True)
+
+
+def hush() -> None:
+    """Print nothing to stderr from here on: of several processes on one job, one speaks."""
+    _err.quiet = True
 
 
 def heading(text: str) -> None:
@@ -50,6 +57,21 @@ def out(text: str, *, end: str = "\n") -> None:
     """Data for stdout, exactly as given: no wrapping, no markup."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+def painted(pieces: Iterable[tuple[str, bool, bool]]) -> None:
+    """A training text on stdout from (text, learnt, control): learnt is green or between ⟦ ⟧, control bold or ‹ ›."""
+    text = Text()
+    colour = _out.color_system is not None
+    for learnt, run in groupby(pieces, key=lambda piece: piece[1]):
+        inside = Text("" if colour or not learnt else "⟦")
+        for words, _, control in run:
+            words = words.replace("\x1b", "␛")  # no text may steer the terminal
+            inside.append(words if colour or not control else f"‹{words}›", "bold" if control else "")
+        inside.append("" if colour or not learnt else "⟧")
+        inside.stylize("green" if learnt else "")
+        text.append_text(inside)
+    _out.print(text, soft_wrap=True)
 
 
 def json_line(value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about data: `data prepare`, `data inspect`, `anonymise`."""
+"""Commands about data: `data inspect`, `data prepare`, `data show`, `data augment`, `anonymise`."""
 
 from __future__ import annotations
 
@@ -161,6 +161,66 @@ def prepare_(
             "seconds": summary["seconds"],
         }
     )
+
+
+@data.command("show")
+def show_(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_DATA", help="A run, a file or folder of conversations, or `sample`.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe whose base and prompt to use. Default: the run's, or laptop.")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many conversations to print.")] = 3,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set prompt.context=512.")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path("runs"),
+) -> None:
+    """Print training conversations as the model sees them: what it learns painted, control tokens visible.
+
+    Prints people's words, to this terminal only. The counts are of all conversations, not only of those printed.
+
+    \b
+    Examples:
+      warmline data show sample -n 1
+      warmline data show first
+      warmline data show counsel.csv --recipe my.yaml --set base.model=./Qwen3-0.6B
+    """
+    from warmline import recipe
+    from warmline.corpus import read
+    from warmline.model import load
+    from warmline.model.template import Template
+    from warmline.model.texts import encode_all, spelt
+    from warmline.runs import Run
+
+    is_run = any((folder / "recipe.yaml").exists() for folder in (runs / source, Path(source)))
+    run = Run.open(source, runs) if is_run else None
+    chosen = recipe.load(name or (str(run.folder / "recipe.yaml") if run else "laptop"), tuple(settings or ()))
+    base = chosen.base
+    if run:
+        run.manifest("data")
+        source = str(run.folder / "data" / "train.jsonl")
+        if base.model == "new":
+            base = base.model_copy(update={"model": str(run.folder / "base")})
+    elif (prepared := Path(source) / "train.jsonl").exists():
+        source = str(prepared)
+    template = Template.of(load.load_tokenizer(base), chosen.prompt)
+    conversations = list(read.read(source, columns=chosen.data.columns, format=chosen.data.format))
+    texts = encode_all(conversations, template, chosen.prompt)
+    for conversation in conversations[:count]:
+        mine = [text for text in texts.encoded if text.owner == conversation.id]
+        console.heading(conversation.id)
+        for number, text in enumerate(mine, 1):
+            part = f"part {number} of {len(mine)}: " if len(mine) > 1 else ""
+            console.say(f"{part}{len(text):,} tokens, {text.targets:,} learnt")
+            console.painted((piece.text, piece.learnt, piece.control) for piece in spelt(text, template))
+        if not mine:
+            console.say(f"left out: longer than {chosen.prompt.context:,} tokens, or without a reply")
+    console.heading(f"{base.model}, template `{template.kind}`")
+    found = texts.summary()
+    console.table("all conversations", [key.replace("_", " ") for key in found], [list(found.values())])
+    console.json_line({"base": base.model, "template": template.kind, **found})
 
 
 @data.command("augment")

@@ -1,22 +1,35 @@
 """Several conversations in one row of tokens, each seeing only itself: exact, and no padding is computed.
 
-Knows nothing of templates or loss. Attention is made per conversation by `attend`, registered with transformers under
-the name `warmline`; architectures with an attention of their own (Falcon) compute a pack's conversations one by one.
+Conversations of a row that begin alike share that beginning: it is computed once, and each attends to it as its own.
+
+    [ system · question ]──[ answer of A ]      three parts, two conversations: A = 0 1, B = 0 2
+                        └──[ answer of B ]
+
+Knows nothing of templates or loss. Attention is made per part by `attend`, registered with transformers under the name
+`warmline`; architectures with an attention of their own (Falcon) compute a pack's conversations one by one.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from warmline.model.attention import LONGEST, attend_short
 from warmline.model.template import Encoded
+
+SHORTEST = 8
+"""Fewer common tokens than this stay with each conversation: joining parts would cost more than computing them."""
+DEEPEST = 64
+"""Parts on the way from a beginning to an end; texts that branch more often repeat what lies beyond."""
+KEY = 8
+"""A part keeps its own copy of what it attends to; so many keys take about as much memory as one computed token."""
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -41,65 +54,146 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens that go on from the branch below; `texts` are those that end with them, `above` is how others go on."""
+
+    ids: list[int]
+    texts: list[int]
+    above: list[Branch]
+
+
+def grow(texts: Sequence[list[int]], share: bool = True) -> list[Branch]:
+    """Texts as trees, joined where they begin alike; without `share` each is a tree of its own.
+
+    >>> [root] = grow([[*range(9), 1, 2], [*range(9), 3]])
+    >>> root.ids[-1], [(branch.ids, branch.texts) for branch in root.above]
+    (8, [([1, 2], [0]), ([3], [1])])
+    """
+
+    def apart(group: Sequence[int], start: int) -> list[Branch]:
+        return [Branch(texts[i][start:], [i], []) for i in group]
+
+    def joined(group: list[int], start: int, depth: int) -> list[Branch]:
+        if len(group) == 1 or depth == DEEPEST:
+            return apart(group, start)
+        # In sorted order what the first and the last have in common, all have; the shortest come first.
+        first, last = texts[group[0]], texts[group[-1]]
+        stop = next((place for place in range(start, len(first)) if first[place] != last[place]), len(first))
+        ended = [i for i in group if len(texts[i]) == stop]
+        alike = [list(found) for _, found in groupby(group[len(ended) :], key=lambda i: texts[i][stop])]
+        if stop - start < SHORTEST:
+            return apart(ended, start) + [branch for some in alike for branch in joined(some, start, depth + 1)]
+        above = [branch for some in alike for branch in joined(some, stop, depth + 1)]
+        return [Branch(first[start:stop], ended, above)]
+
+    everything = range(len(texts))
+    return joined(sorted(everything, key=lambda i: texts[i]), 0, 0) if share and texts else apart(everything, 0)
+
+
+def gather(trees: Sequence[Branch], capacity: int) -> list[list[int]]:
+    """Rows of texts for `capacity` tokens, what a row's texts share counted once; so alike ones come together."""
+
+    def fill(branches: Sequence[Branch], before: int) -> list[tuple[int, list[int]]]:
+        items = []
+        for branch in branches:
+            above = fill(branch.above, before + len(branch.ids)) or [(0, [])]
+            above[0][1].extend(branch.texts)
+            items += [(len(branch.ids) + before // KEY + size, inside) for size, inside in above]
+        rows = best_fit([size for size, _ in items], capacity - before)
+        return [(sum(items[i][0] for i in row), [text for i in row for text in items[i][1]]) for row in rows]
+
+    return [inside for _, inside in fill(trees, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What attends to what in a row: the parts' lengths, and for each part those it sees, in order, itself last."""
+
+    lengths: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
-    """One row for the model. `ids` and `positions` are [1, tokens], `boundaries` has one entry more than conversations.
+    """One row for the model. `ids` and `positions` are [1, tokens]; a position is a token's place in its text.
 
     `rows` [targets] are the places whose output predicts a supervised token, `labels` [targets] those tokens,
-    `owners` [targets] which conversation of the pack each belongs to.
+    `owners` [targets] which conversation of the pack each belongs to, in order. What is supervised in a shared part
+    stands there once for each owner, so loss and gradient are those of the conversations apart. `ends` has for each
+    conversation the part in which it ends.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    boundaries: tuple[int, ...]
+    layout: Layout
+    ends: tuple[int, ...]
     rows: torch.Tensor
     labels: torch.Tensor
     owners: torch.Tensor
     names: tuple[str, ...]
 
+    @property
+    def single(self) -> bool:
+        """Whether it is one text, with or without beginnings and copies of it: no smaller row could hold it."""
+        return len(self.layout.paths) == len(self.layout.paths[-1])
+
     def to(self, device: torch.device | str) -> Pack:
-        return Pack(
-            self.ids.to(device),
-            self.positions.to(device),
-            self.boundaries,
-            self.rows.to(device),
-            self.labels.to(device),
-            self.owners.to(device),
-            self.names,
-        )
+        tensors = ("ids", "positions", "rows", "labels", "owners")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+    def places(self, conversation: int) -> torch.Tensor:
+        """Where in the row a conversation's tokens lie, in its own order."""
+        starts = [0, *accumulate(self.layout.lengths)]
+        parts = self.layout.paths[self.ends[conversation]]
+        return torch.cat([torch.arange(starts[part], starts[part + 1]) for part in parts]).to(self.ids.device)
 
 
-def pack(texts: Sequence[Encoded]) -> Pack:
-    """Lay texts end to end."""
+def pack(texts: Sequence[Encoded], share: bool = True) -> Pack:
+    """Lay texts into one row; with `share` what they have in common at their beginnings is there once."""
     ids: list[int] = []
     positions: list[int] = []
-    boundaries = [0]
-    rows: list[int] = []
-    labels: list[int] = []
-    owners: list[int] = []
-    for owner, text in enumerate(texts):
-        start = len(ids)
-        ids += text.ids
-        positions += range(len(text.ids))
-        boundaries.append(len(ids))
-        for place in range(1, len(text.ids)):
-            if text.supervised[place]:
-                rows.append(start + place - 1)
-                labels.append(text.ids[place])
-                owners.append(owner)
+    lengths: list[int] = []
+    paths: list[tuple[int, ...]] = []
+    ends = [0] * len(texts)
+    places: list[list[int]] = [[]] * len(texts)
+
+    def lay(branch: Branch, path: tuple[int, ...], before: list[int]) -> None:
+        path = (*path, len(paths))
+        along = [*before, *range(len(ids), len(ids) + len(branch.ids))]
+        ids.extend(branch.ids)
+        positions.extend(range(len(before), len(along)))
+        lengths.append(len(branch.ids))
+        paths.append(path)
+        for text in branch.texts:
+            ends[text], places[text] = path[-1], along
+        for higher in branch.above:
+            lay(higher, path, along)
+
+    for tree in grow([text.ids for text in texts], share):
+        lay(tree, (), [])
+    targets = [
+        (places[owner][place - 1], text.ids[place], owner)
+        for owner, text in enumerate(texts)
+        for place in range(1, len(text.ids))
+        if text.supervised[place]
+    ]
+    rows, labels, owners = torch.tensor(targets, dtype=torch.long).reshape(-1, 3).unbind(1)
     return Pack(
         torch.tensor([ids]),
         torch.tensor([positions]),
-        tuple(boundaries),
-        torch.tensor(rows),
-        torch.tensor(labels),
-        torch.tensor(owners),
+        Layout(tuple(lengths), tuple(paths)),
+        tuple(ends),
+        rows.contiguous(),
+        labels.contiguous(),
+        owners.contiguous(),
         tuple(text.owner for text in texts),
     )
 
 
-def packs(texts: Sequence[Encoded], capacity: int) -> list[Pack]:
-    """Pack texts into as few rows of `capacity` tokens as best-fit-decreasing finds."""
-    return [pack([texts[i] for i in row]) for row in best_fit([len(text) for text in texts], capacity)]
+def packs(texts: Sequence[Encoded], capacity: int, share: bool = True) -> list[Pack]:
+    """Pack texts into as few rows of `capacity` tokens as best-fit-decreasing finds, alike ones together."""
+    rows = gather(grow([text.ids for text in texts], share), capacity)
+    return [pack([texts[i] for i in row], share) for row in rows]
 
 
 def attend(
@@ -111,25 +205,25 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    boundaries: tuple[int, ...] | None = None,
+    layout: Layout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each conversation: query [1, heads, tokens, width] → [1, tokens, heads, width]."""
-    lengths = [end - start for start, end in pairwise(boundaries or (0, query.shape[2]))]
+    """Causal attention of each part to its path: query [1, heads, tokens, width] → [1, tokens, heads, width]."""
+    layout = layout or Layout((query.shape[2],), ((0,),))
     grouped = query.shape[1] != key.shape[1]
     kept = value.dtype
     on_cpu = query.device.type == "cpu"
-    if on_cpu:  # for turns of about 100 tokens the backward of the CPU kernel is three times faster in fp32 than in bf16
-        query, key, value = query.float(), key.float(), value.float()
+    # split, not slices: the backward of a slice fills a whole pack with zeros for each part
+    queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
-    # split, not slices: the backward of a slice fills a whole pack with zeros for each conversation
-    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        length = q.shape[2]
-        mask = None
-        if sliding_window is not None and length > sliding_window:
-            places = torch.arange(length, device=q.device)
-            behind = places[:, None] - places[None, :]
-            mask = (behind >= 0) & (behind < sliding_window)
+    for q, path in zip(queries, layout.paths, strict=True):
+        k, v = (torch.cat([of[part] for part in path], dim=2) if path[1:] else of[path[0]] for of in (keys, values))
+        if on_cpu and k.shape[2] <= LONGEST and not (dropout and module.training):
+            outputs.append(attend_short(q.to(kept), k.to(kept), v, scaling, sliding_window))
+            continue
+        if on_cpu:  # the backward of the CPU kernel is faster in fp32 than in bf16
+            q, k, v = q.float(), k.float(), v.float()
+        mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
         with torch.autocast(query.device.type, enabled=False) if on_cpu else contextlib.nullcontext():
             outputs.append(
                 scaled_dot_product_attention(
@@ -143,30 +237,50 @@ def attend(
                     dropout_p=dropout if module.training else 0.0,
                 )
             )
-    return torch.cat(outputs, dim=2).to(kept).transpose(1, 2), None
+    return torch.cat([output.to(kept) for output in outputs], dim=2).transpose(1, 2), None
+
+
+def _mask(length: int, seen: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Which of `seen` tokens each of the last `length` attends to; None when it is simply those up to itself."""
+    if length == seen and (window is None or seen <= window):
+        return None
+    behind = torch.arange(seen - length, seen, device=device)[:, None] - torch.arange(seen, device=device)
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 AttentionInterface.register("warmline", attend)
 
 
 def prepare(model: Any) -> None:
-    """Let `model` attend per conversation where its architecture can be told how; generation wants `sdpa` again."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.set_attn_implementation("warmline" if base._supports_attention_backend else "sdpa")
+    """Let `model` attend per part where its architecture can be told how; generation wants `sdpa` again.
+
+    Not where a layer carries more from token to token than attention does (Qwen3-Next), or attends in its own way
+    (Falcon, Gemma 2's soft caps): a pack would see across conversations, or compute something else.
+    """
+    base = _base(model)
+    kinds = set(getattr(base.config, "layer_types", None) or ())
+    told = base._supports_attention_backend and base._supports_sdpa and not base._is_stateful
+    if told and kinds <= {"full_attention", "sliding_attention"}:
+        base.set_attn_implementation("warmline")
+    else:
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
 
 
 def logits(model: Any, packed: Pack) -> torch.Tensor:
     """Logits [targets, vocabulary] at the places that predict a supervised token; no others are computed."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if base.config._attn_implementation == "warmline":
-        return _forward(model, packed.ids, packed.positions, packed.rows, boundaries=packed.boundaries)
-    # Falcon's own attention ignores positions when it makes its mask, so a pack would see across conversations.
+    if _base(model).config._attn_implementation == "warmline":
+        return _forward(model, packed.ids, packed.positions, packed.rows, layout=packed.layout)
     pieces = []
-    for start, end in pairwise(packed.boundaries):
-        rows = packed.rows[(packed.rows >= start) & (packed.rows < end)] - start
+    for conversation in range(len(packed.ends)):
+        places = packed.places(conversation)
+        rows = packed.positions[0, packed.rows[packed.owners == conversation]]
         if len(rows):
-            pieces.append(_forward(model, packed.ids[:, start:end], packed.positions[:, start:end], rows))
+            pieces.append(_forward(model, packed.ids[:, places], packed.positions[:, places], rows))
     return torch.cat(pieces)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _forward(model: Any, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, **extra: Any) -> torch.Tensor:

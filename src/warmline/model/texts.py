@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from warmline import recipe
 from warmline.errors import DataError
@@ -18,9 +19,11 @@ class Texts:
     encoded: list[Encoded]
     conversations: int
     split: int
-    """Conversations longer than the context that became several texts."""
+    """Conversations longer than the context of which one or more texts are used."""
     left_out: int
     """Exchanges (or, by policy, conversations) longer than the context that are not used."""
+    without_reply: int = 0
+    """Texts not used because nobody's words in them are to be learnt: no reply follows."""
 
     @property
     def tokens(self) -> int:
@@ -38,6 +41,7 @@ class Texts:
             "targets": self.targets,
             "split": self.split,
             "left_out": self.left_out,
+            "without_reply": self.without_reply,
         }
 
 
@@ -45,27 +49,54 @@ def encode_all(conversations: Iterable[Conversation], template: Template, prompt
     """Encode conversations by the recipe's policy for those longer than the context.
 
     Raises:
-        DataError: one is too long and the policy is `stop`.
+        DataError: some are too long and the policy is `stop`; all are counted.
     """
     encoded: list[Encoded] = []
+    too_long: list[str] = []
     count = split = left_out = 0
-    everything = prompt.supervise == "all"
     for conversation in conversations:
         count += 1
-        texts, dropped = template.fit(conversation, prompt.context, all=everything)
-        if len(texts) == 1 and not dropped:
-            encoded += texts
-            continue
-        if prompt.too_long == "stop":
-            raise DataError(
-                f"conversation {conversation.id} is longer than {prompt.context} tokens",
-                code="data-too-long",
-                hint="raise prompt.context, or set prompt.too_long to `split` or `drop`",
-            )
-        if prompt.too_long == "drop":
-            left_out += 1
-            continue
+        texts, dropped = template.fit(conversation, prompt.context, all=prompt.supervise == "all")
+        if len(texts) > 1 or dropped:
+            too_long.append(conversation.id)
+            if prompt.too_long != "split":
+                left_out += 1
+                continue
+            split += 1 if texts else 0
+            left_out += dropped
         encoded += texts
-        split += 1 if texts else 0
-        left_out += dropped
-    return Texts([text for text in encoded if text.targets], count, split, left_out)
+    if too_long and prompt.too_long == "stop":
+        raise DataError(
+            f"{len(too_long):,} of {count:,} conversations are longer than {prompt.context:,} tokens",
+            code="data-too-long",
+            where=", ".join(too_long[:5]),
+            hint="raise prompt.context, or set prompt.too_long to `split` or `drop`",
+        )
+    learnt = [text for text in encoded if text.targets]
+    return Texts(learnt, count, split, left_out, len(encoded) - len(learnt))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Words of a text as the model sees them: whether they carry the loss, and whether they are one control token."""
+
+    text: str
+    learnt: bool
+    control: bool
+
+
+def spelt(text: Encoded, template: Template) -> list[Piece]:
+    """A text in letters, control tokens included, for a person to look at."""
+    pieces: list[Piece] = []
+    stop, before = 0, ""
+    marks = [
+        (target, i in template.control_ids, place if i in template.control_ids else -1)
+        for place, (i, target) in enumerate(zip(text.ids, text.supervised, strict=True))
+    ]
+    for (learnt, control, _), run in groupby(marks):
+        stop += len(list(run))
+        # What comes new, not the run by itself: some tokenizers drop the space before the first word of any text.
+        now = template.tokenizer.decode(text.ids[:stop], clean_up_tokenization_spaces=False)
+        pieces.append(Piece(now[len(before) :], learnt, control))
+        before = now
+    return pieces
