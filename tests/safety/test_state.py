@@ -103,6 +103,25 @@ def test_small_hints_from_different_sides() -> None:
     assert calm.level <= 1
 
 
+def test_veiled_turns_add_up_and_fade() -> None:
+    suspected, nearly = Finding(2, families=frozenset({"suspected"})), Finding(0, families=frozenset({"faint"}))
+
+    def through(*turns: Finding) -> State:
+        state = State()
+        for finding in turns:
+            state = advance(state, finding, NOON)
+        return state
+
+    assert through(nearly, nearly).level == 0
+    assert through(nearly, nearly, nearly).level == 2
+    assert through(nearly, Finding(0), Finding(0), nearly, Finding(0), Finding(0), nearly).level == 0
+    assert through(suspected, suspected).level == 2
+    assert through(suspected, suspected, suspected).level == 3
+    assert through(suspected, *[Finding(0)] * 3, suspected, *[Finding(0)] * 3, suspected).level == 2
+    other = Finding(2, families=frozenset({"suspected"}), flags=frozenset({"third_person"}))
+    assert through(other, other, other).level == 2
+
+
 def test_yes_to_the_direct_question() -> None:
     assert after("I wish I wouldn't wake up", "yes").level == 3
     assert after("rough day at work", "yes").level <= 1

@@ -1,4 +1,4 @@
-"""Commands of the safety floor: `screen`, `resources`, `audit verify`. Knows no model."""
+"""Commands of the safety floor: `screen`, `resources`, `claims`, `audit`, `protocol`. Knows no model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from warmline import console
 from warmline.errors import DataError, SafetyError
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chain.")
+protocol_app = typer.Typer(no_args_is_help=True, help="Safety rules of your own.")
 
 
 class Format(StrEnum):
@@ -150,9 +151,80 @@ def audit_verify(
     console.out(json.dumps({"rows": count, "last": last}))
 
 
+def audit_counters(
+    files: Annotated[list[Path], typer.Argument(help="Audit files (JSONL), one per run.")],
+    exact: Annotated[bool, typer.Option("--exact", help="Small counts too. Not for publication.")] = False,
+) -> None:
+    """Sum audit files up by year, without identifiers: conversations, turns, referrals, L3 and L4. One JSON object.
+
+    Counts below 10 are given as "fewer than 10".
+
+    \b
+    Examples:
+      warmline audit counters runs/first/audit.jsonl
+      warmline audit counters runs/*/audit.jsonl --exact
+    """
+    from warmline.safety.counters import count, published
+
+    for file in files:
+        if not file.is_file():
+            raise SafetyError(f"{file} does not exist", code="audit-broken", hint="give the paths of the audit files")
+    console.json_line({year: sums if exact else published(sums) for year, sums in count(files).items()})
+
+
+def claims(
+    files: Annotated[list[Path], typer.Argument(help="Text, Markdown, HTML, YAML or JSON files to read.")],
+) -> None:
+    """Find words that make a program sound like a licensed professional, or promise what only one may.
+
+    For the README, pages, personas and saved replies. Exit code 1 if anything was found.
+
+    \b
+    Examples:
+      warmline claims README.md persona.txt
+    """
+    from warmline.safety.lint import claims as find
+
+    found = 0
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file} does not exist", code="data-missing", hint="give the path of a text file")
+        text = file.read_text("utf-8", errors="replace")
+        for rule, (start, _) in find(text):
+            found += 1
+            console.json_line({"file": str(file), "line": text.count("\n", 0, start) + 1, "rule": rule})
+    console.say(f"{found} claim{'' if found == 1 else 's'} in {len(files)} file{'' if len(files) == 1 else 's'}")
+    if found:
+        raise typer.Exit(1)
+
+
+def protocol_check(
+    file: Annotated[Path, typer.Argument(help="A protocol.yaml of your own.")],
+) -> None:
+    """Check that rules of your own only make the shipped ones stricter and that each wording may be shown.
+
+    Lay the file into a run's folder as `protocol.yaml`; `warmline chat` and `serve` then follow it.
+
+    \b
+    Examples:
+      warmline protocol check runs/first/protocol.yaml
+    """
+    from warmline.safety.own import rules
+
+    if not file.is_file():
+        raise SafetyError(f"{file} does not exist", code="safety-data", hint="give the path of a protocol file")
+    own = rules(file)
+    console.say(f"{len(own.protocol.situations)} situations, none weaker than shipped")
+    console.json_line({"version": own.protocol.version, "policy": own.policy, "refuse_minors": own.refuse_minors})
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("screen")(screen)
     app.command("resources")(resources)
     audit_app.command("verify")(audit_verify)
+    audit_app.command("counters")(audit_counters)
+    app.command("claims")(claims)
+    protocol_app.command("check")(protocol_check)
     app.add_typer(audit_app, name="audit")
+    app.add_typer(protocol_app, name="protocol")

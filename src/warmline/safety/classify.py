@@ -14,12 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
 from warmline.safety.phrases import Words
-from warmline.safety.tables import read
+from warmline.safety.tables import read, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ SECONDS = 0.5
 REST = 50
 """After a classifier has hung, so many messages are screened without one."""
 
-PER_WINDOW = 1.25
+PER_WINDOW = 1.0
 
 _MARKS = frozenset('.!?,:"')
 _WINDOW = 60
@@ -50,18 +50,67 @@ def in_training(slice_: str, template: str) -> bool:
     return hashlib.sha256(f"{slice_}/{template}".encode()).digest()[0] % 2 == 0
 
 
+@lru_cache(maxsize=1)
+def _kinds() -> tuple[dict[str, tuple[str, ...]], tuple[tuple[str, str], ...]]:
+    """Whole words with their kinds, and stems with theirs."""
+    whole: dict[str, tuple[str, ...]] = {}
+    stems: list[tuple[str, str]] = []
+    for kind, words in table("kinds.yaml")["kinds"].items():
+        for word in map(str, words):
+            if word.endswith("*"):
+                stems.append((word[:-1], kind))
+            elif kind not in whole.get(word, ()):
+                whole[word] = (*whole.get(word, ()), kind)
+    return whole, tuple(stems)
+
+
+@lru_cache(maxsize=16384)
+def kinds_of(word: str) -> tuple[str, ...]:
+    """The kinds of a word (`tables/kinds.yaml`).
+
+    >>> kinds_of("bridges")
+    ('height',)
+    """
+    whole, stems = _kinds()
+    found = whole.get(word, ())
+    return found + tuple(kind for stem, kind in stems if kind not in found and word.startswith(stem))
+
+
 def features(words: Sequence[str]) -> dict[str, float]:
-    """Words, neighbouring words, words with one between them, and beginnings of longer words."""
+    """Words, neighbouring words, words with one between them, beginnings of longer words, and kinds of words.
+
+    Kinds count by themselves, beside each other, and together anywhere in the window: what "I gave the cat away, it
+    won't be mine to feed" has in common with other farewells is not its words.
+    """
     kept = [word for word in words if word not in _MARKS][:_WINDOW]
     found: dict[str, float] = {"?": 1.0} if "?" in words else {}
+    before: tuple[str, ...] = ()
+    present: set[str] = set()
     for place, word in enumerate(kept):
         found[word] = 1.0
         if len(word) > 5:
             found[word[:5] + "*"] = 1.0
+        kinds = kinds_of(word)
         if place + 1 < len(kept):
-            found[f"{word} {kept[place + 1]}"] = 1.0
+            after = kept[place + 1]
+            found[f"{word} {after}"] = 1.0
+            for kind in kinds_of(after):
+                found[f"{word} <{kind}"] = 1.0
+            for kind in kinds:
+                found[f"{kind}> {after}"] = 1.0
         if place + 2 < len(kept):
             found[f"{word} _ {kept[place + 2]}"] = 1.0
+        if kinds:
+            for kind in kinds:
+                found[f"<{kind}>"] = 1.0
+                for earlier in before:
+                    found[f"<{earlier}> <{kind}>"] = 1.0
+            before = kinds
+            present.update(kinds)
+    ordered = sorted(present)
+    for place, kind in enumerate(ordered):
+        for other in ordered[place + 1 :]:
+            found[f"{kind}&{other}"] = 1.0
     if kept:
         found[f"^{kept[0]}"] = 1.0
     return found
@@ -74,6 +123,7 @@ class Weights:
         self.version = document["version"]
         self._bias: list[float] = document["bias"]
         self._weights: dict[str, list[float]] = document["weights"]
+        _kinds()  # read now, not while somebody waits
 
     def window(self, words: Sequence[str]) -> tuple[float, float, float]:
         """Log-odds for one or two sentences."""
@@ -180,4 +230,4 @@ def shipped() -> Classifier:
 @cache
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
-    return {"risk": 0.35, "method": 0.5, "active": 0.5}
+    return {"risk": 0.22, "faint": 0.1, "method": 0.3, "active": 0.5}

@@ -352,5 +352,9 @@ def _weigh(opinion: Judgement, signs: _Signs) -> None:
         raise_to(3, "classifier.method", "method", {"method_request"})
     if opinion.active >= limit["active"] and signs.level == 2 and own and clear:
         raise_to(3, "classifier.active", "ideation")
-    if opinion.risk >= limit["risk"] and signs.level < 2 and not signs.softened:
-        raise_to(2, "classifier.risk", "suspected")
+    if not signs.softened and signs.level < 2:
+        if opinion.risk >= limit["risk"]:
+            raise_to(2, "classifier.risk", "suspected")
+        elif opinion.risk >= limit["faint"]:
+            # too little for this message, but the conversation remembers
+            signs.families.add("faint")

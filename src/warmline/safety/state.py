@@ -19,6 +19,10 @@ NIGHT_MINUTES = 120
 HINTS_FOR_THREE = 5
 HINTS_FOR_TWO = 4
 """Weights from which scattered hints count as L3 or L2; see `_put_together`."""
+VEIL_FADES = 0.7
+VEIL_FOR_THREE = 4.2
+VEIL_FOR_TWO = 2.1
+"""How much of a veiled turn's weight is left a turn later, and from where veiled turns count as L3 or L2."""
 NEW_SESSION = timedelta(hours=6)
 
 _SERIOUS = frozenset({"ideation", "plan", "intent", "attempt", "burden", "goodbye", "means", "self_injury", "method"})
@@ -48,6 +52,8 @@ class State:
     """Turns without any sign since the last one with."""
     distressed: int = 0
     """Turns with signs of distress."""
+    veil: float = 0.0
+    """What veiled turns weigh together; fades from turn to turn."""
     began: datetime | None = None
     """Start of the present session."""
     last: datetime | None = None
@@ -85,7 +91,8 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     families = state.families | finding.families
     about_oneself = finding.level >= 2 and bool(finding.families & _SERIOUS) and "third_person" not in finding.flags
     risky = state.risky + about_oneself
-    raised = max(finding.level, _put_together(state, finding, families, risky))
+    veil = round(VEIL_FADES * state.veil + _veiled(finding), 3)
+    raised = max(finding.level, _put_together(state, finding, families, risky), _adds_up(finding, veil))
 
     calm = state.calm + 1 if raised == 0 else 0
     level = max(state.level, raised)
@@ -111,6 +118,7 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
         risky=risky,
         calm=calm,
         distressed=state.distressed + bool(finding.families & _DISTRESS),
+        veil=veil,
         began=began,
         last=at if state.last is None else max(at, state.last),
     )
@@ -156,3 +164,20 @@ def _put_together(state: State, finding: Finding, families: frozenset[str], risk
     if "intent" in now and state.level >= 3:
         level = max(level, 4)
     return level
+
+
+def _veiled(finding: Finding) -> float:
+    """What this turn adds: a full sign, or half of one that the classifier or the words only nearly saw."""
+    if "third_person" in finding.flags:
+        return 0.0
+    if finding.families & (_SERIOUS | {"suspected"}):
+        return 2.0
+    return 1.0 if finding.families & (_HINTS | {"faint"}) else 0.0
+
+
+def _adds_up(finding: Finding, veil: float) -> int:
+    """What turns that were veiled one by one mean together; 0 where this turn adds nothing."""
+    added = _veiled(finding)
+    if added == 2.0 and veil >= VEIL_FOR_THREE:
+        return 3
+    return 2 if added and veil >= VEIL_FOR_TWO else 0
