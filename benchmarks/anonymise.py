@@ -111,6 +111,26 @@ def fresh(seed: int = 3, fills: int = 9) -> list[tuple[str, list[tuple[int, int,
     return turns
 
 
+def third(seed: int = 5, fills: int = 2) -> list[tuple[str, list[tuple[int, int, str]]]]:
+    """The third set: values written by hand, many of them lower-case, not western, or in words."""
+    pick = random.Random(seed)
+    values = yaml.safe_load((HERE / "third.yaml").read_text("utf-8"))
+
+    def value(kind: str) -> tuple[str, str]:
+        base = kind.removesuffix("_lower")
+        if base == "full":
+            made, gold = f"{pick.choice(values['given'])} {pick.choice(values['family'])}", "person"
+        elif base == "pro":
+            made, gold = f"{pick.choice(('Dr', 'Dr.', 'Ms', 'Mrs'))} {pick.choice(values['family'])}", "person"
+        else:
+            made = pick.choice(values[base])
+            gold = {"given": "person", "family": "person", "street": "address", "addr": "address"}.get(base, base)
+        return (made.lower() if kind.endswith("_lower") else made), gold
+
+    lines = [t for t in (HERE / "third.txt").read_text("utf-8").splitlines() if t and t[0] != "#"]
+    return [_fill(line.replace("\\n", "\n"), value) for line in lines for _ in range(fills)]
+
+
 def _fill(template: str, value: Callable[[str], tuple[str, str]]) -> tuple[str, list[tuple[int, int, str]]]:
     text, spans, last = "", [], 0
     for slot in re.finditer(r"\{(\w+)\}", template):
@@ -187,6 +207,7 @@ def ours(turns: list[tuple[str, list[tuple[int, int, str]]]], hidden: bool) -> F
         names.load = cached  # type: ignore[assignment]
         words.load = names.load  # type: ignore[assignment]
         names._lists.cache_clear()
+        names._look.cache_clear()
         words.longer_places.cache_clear()
     masking.find("Warm up: my friend Ada went home.")
     return lambda text: [(s.start, s.end) for s in masking.find(text)]
@@ -270,7 +291,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
     results: dict[str, dict[str, object]] = {}
-    for label, turns in (("written", build(args.seed)), ("fresh", fresh())):
+    for label, turns in (("written", build(args.seed)), ("fresh", fresh()), ("third", third())):
         if args.others:
             for name, make in (("presidio", presidio), ("scrubadub", scrubadub)):
                 try:

@@ -55,7 +55,14 @@ class Conversation:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for one JSONL line; `from_json` reads it back unchanged."""
-        return asdict(self) | {"messages": [asdict(m) for m in self.messages]}
+        return {
+            "id": self.id,
+            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
+            "theme": self.theme,
+            "group": self.group,
+            "labels": dict(self.labels),
+            "provenance": asdict(self.provenance),
+        }
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Conversation:

@@ -11,7 +11,8 @@ from warmline.corpus import lint
 from warmline.corpus.read import read
 from warmline.messages import Conversation, Message
 
-PLANTED: dict[str, list] = yaml.safe_load((Path(__file__).parent / "planted.yaml").read_text("utf-8"))
+LISTS = ("planted", "planted_second", "planted_third")
+PLANTED = {name: yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text("utf-8")) for name in LISTS}
 CASES = [
     (rule.id, case, fires)
     for rule in lint.rules()
@@ -32,12 +33,38 @@ def test_the_rules_own_cases(rule: str, case: str | list[str], fires: bool) -> N
 
 
 def test_planted_lines_are_found() -> None:
-    lines = [(rule, case) for rule, cases in PLANTED.items() for case in cases]
-    missed = [case for _, case in lines if not lint.findings(exchange(case))]
-    right = [1 for rule, case in lines if rule in {f.rule for f in lint.findings(exchange(case))}]
-    print(f"{len(lines) - len(missed)} of {len(lines)} planted lines found, {len(right)} by their own rule")
-    assert len(lines) >= 300 - 2
-    assert len(missed) <= 0.05 * len(lines), missed
+    total = lost = 0
+    for name, planted in PLANTED.items():
+        lines = [(rule, case) for rule, cases in planted.items() for case in cases]
+        missed = [case for _, case in lines if not lint.findings(exchange(case))]
+        print(f"{name}: {len(lines) - len(missed)} of {len(lines)} planted lines found")
+        assert len(missed) <= 0.05 * len(lines), missed
+        total, lost = total + len(lines), lost + len(missed)
+    assert total >= 300
+    assert lost <= 0.05 * total
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'You could tell her: "I love you and I need you to listen."',
+        "People say “just get over it”, and it does not help.",
+        "Talk to a mental health professional, such as a psychologist or a counsellor.",
+        "A good friend can be as helpful as a professional counsellor.",
+        "Suddenly stopping antidepressant medication can lead to withdrawal.",
+        "I'm sorry that your boyfriend left like that.",
+        "Let's get really clear about what you need.",
+        "Did you learn that you deserved to be punished?",
+        "It took you years to get over it, and that is nothing to hide.",
+    ],
+)
+def test_quoting_comparing_and_warning_are_no_faults(said: str) -> None:
+    assert lint.findings(exchange(said)) == []
+
+
+@pytest.mark.parametrize("said", ['"Just get over it."', "“You are worthless.” I mean it."])
+def test_a_reply_that_is_one_quotation_is_still_a_reply(said: str) -> None:
+    assert lint.findings(exchange(said))
 
 
 def test_clean_replies_pass() -> None:

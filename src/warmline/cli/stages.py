@@ -8,7 +8,7 @@ from typing import Any
 
 from warmline import console, recipe
 from warmline.errors import DataError
-from warmline.runs import Run, Stage, environment, fingerprint, read_json, sha256, write_atomically, write_json
+from warmline.runs import Run, Stage, environment, fingerprint, sha256, write_atomically, write_json
 
 
 def _source_hash(source: str) -> str:
@@ -33,18 +33,33 @@ class Job:
         self.run = Run.create(runs / settings.name)
 
     def carry_out(self) -> dict[str, Any]:
-        """Do what is not done yet and return the measurement. Holds the run's lock."""
+        """Do what is not done yet and return the measurement. Holds the run's lock.
+
+        Of several processes (`accelerate launch`) the first prepares and measures, all train together; the others
+        end when the training has.
+        """
         began = time.monotonic()
         if self.settings.base.model != "new":
             from warmline.model import load
 
             load.check(self.settings.base)
+        from warmline.train import group
+
+        self.group = group.join()
+        if not self.group.leads:
+            console.hush()
+            self.group.wait()
+            self.train(self.data(), self.base(self.data()))
+            group.leave()
+            raise SystemExit(0)
         with self.run.locked():
             write_atomically(self.run.folder / "recipe.yaml", recipe.dump(self.settings))
             write_json(self.run.folder / "environment.json", environment())
             data = self.data()
             settings = self.base(data)
+            self.group.wait()
             train = self.train(data, settings)
+            group.leave()
             measured = self.evaluate(data, train, settings)
         return measured | {"seconds": round(time.monotonic() - began, 1)}
 
@@ -85,6 +100,7 @@ class Job:
 
     def train(self, data: Stage, settings: recipe.Recipe) -> Stage:
         from warmline.model.load import identity
+        from warmline.train import checkpoint
         from warmline.train.tune import tune
 
         base = identity(settings.base)
@@ -97,24 +113,21 @@ class Job:
         }
         stage, done = self._stage("train", "2 of 3 · training", inputs)
         if not done:
-            stage.finish(tune(settings, data.folder, stage.begin()), inputs)
+            checkpoint.same(stage.partial, inputs)
+            if self.group.leads:
+                stage.begin()
+            self.group.wait()
+            summary = tune(settings, data.folder, stage.partial, group=self.group, made_from=inputs)
+            if self.group.leads:
+                stage.finish(summary, inputs)
         return stage
 
     def evaluate(self, data: Stage, train: Stage, settings: recipe.Recipe) -> dict[str, Any]:
-        from warmline.evaluate.measure import measure
-        from warmline.evaluate.report import write_report
+        from warmline.evaluate import measure
 
-        inputs = {"train": train.key, "evaluate": settings.evaluate.model_dump(mode="json")}
-        stage, done = self._stage(
-            "evaluation", "3 of 3 · base against tuned, on conversations neither has seen", inputs
-        )
-        if not done:
-            folder = stage.begin()
-            measured = measure(settings, data.folder, train.folder, folder)
-            write_report(self.run.folder, settings, folder)
-            stage.finish({"ratio": measured["ratio"]}, inputs)
-        result: dict[str, Any] = read_json(stage.folder / "measured.json")
-        return result
+        console.heading("3 of 3 · base against tuned, on conversations neither has seen")
+        _, measured = measure.evaluate(self.run, settings)
+        return measured
 
 
 def show(run: Run, measured: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from warmline.corpus.split import _hash, folded
+from warmline.corpus.split import folded, hashed
 from warmline.messages import Conversation
 
 PERMUTATIONS = 128
@@ -32,17 +32,20 @@ _random = np.random.default_rng(20_260_101)
 _FACTORS = _random.integers(1, 1 << 62, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
 _TERMS = _random.integers(0, 1 << 62, PERMUTATIONS, dtype=np.uint64)
 
-Signature = npt.NDArray[np.uint32]
+Signature = npt.NDArray[np.uint8]
 
 
 def signature(words: list[str]) -> Signature:
-    """MinHash of a text's three-word sequences. Texts with equal sequences have equal signatures."""
+    """MinHash of a text's three-word sequences. Texts with equal sequences have equal signatures.
+
+    Of each least hash one byte is kept: unlike texts agree in 1 of 256 by chance, which shifts no decision at .8.
+    """
     if len(words) < 2 * _SHINGLE:
         shingles = [" ".join(words)]
     else:
         shingles = [" ".join(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1)]
     hashes = np.array([zlib.crc32(s.encode("utf-8", "replace")) for s in shingles], dtype=np.uint64)
-    lowest: Signature = ((hashes[:, None] * _FACTORS + _TERMS) >> np.uint64(32)).min(axis=0).astype(np.uint32)
+    lowest: Signature = ((hashes[:, None] * _FACTORS + _TERMS) >> np.uint64(32)).min(axis=0).astype(np.uint8)
     return lowest
 
 
@@ -52,19 +55,19 @@ def likeness(one: Signature, other: Signature) -> float:
 
 
 ASKED, SAID = slice(0, PERMUTATIONS), slice(PERMUTATIONS, 2 * PERMUTATIONS)
-WIDTH = 2 * PERMUTATIONS + 2
-"""Columns of a fingerprint: both signatures, then a hash of the whole in two halves."""
+WIDTH = 2 * PERMUTATIONS + 8
+"""Bytes of a fingerprint: both signatures, then a hash of the whole."""
 
 
 def fingerprint(conversation: Conversation) -> Signature:
     """Everything the later steps need to know of a conversation to find its copies."""
     asked = folded(" ".join(m.content for m in conversation.messages if m.role == "user"))
     said = folded(" ".join(m.content for m in conversation.messages if m.role == "assistant"))
-    whole = _hash(f"{asked}\n{said}")
-    row = np.empty(WIDTH, dtype=np.uint32)
+    whole = hashed(f"{asked}\n{said}")
+    row = np.empty(WIDTH, dtype=np.uint8)
     row[ASKED] = signature(asked.split())
     row[SAID] = signature(said.split())
-    row[2 * PERMUTATIONS :] = whole >> 32, whole & 0xFFFFFFFF
+    row[2 * PERMUTATIONS :] = np.frombuffer(whole.to_bytes(8, "little"), dtype=np.uint8)
     return row
 
 
@@ -77,7 +80,7 @@ def tie_keys(conversation: Conversation) -> list[int]:
         least = _TIE_WORDS if message.role == "assistant" else 6 if message.role == "user" and not asked else 0
         asked = asked or message.role == "user"
         if least and words.count(" ") + 1 >= least:
-            keys.append(_hash(f"{message.role}:{words}"))
+            keys.append(hashed(f"{message.role}:{words}"))
     return keys
 
 
@@ -122,22 +125,20 @@ def _runs(keys: npt.NDArray[np.uint64]) -> Iterable[npt.NDArray[np.int64]]:
         yield order[start:end]
 
 
-def _whole_hash(prints: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    return (prints[:, 2 * PERMUTATIONS].astype(np.uint64) << np.uint64(32)) | prints[:, 2 * PERMUTATIONS + 1]
+def _whole_hash(prints: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(prints[:, 2 * PERMUTATIONS :]).view(np.uint64).reshape(-1)
 
 
-def _band_keys(prints: npt.NDArray[np.uint32], side: slice, band: int) -> npt.NDArray[np.uint64]:
+def _band_keys(prints: npt.NDArray[np.uint8], side: slice, band: int) -> npt.NDArray[np.uint64]:
+    keys = np.zeros((len(prints), 8), dtype=np.uint8)
     start = side.start + band * ROWS
-    keys = np.zeros(len(prints), dtype=np.uint64)
-    for column in range(start, start + ROWS):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + prints[:, column].astype(np.uint64)
-        keys ^= keys >> np.uint64(29)
-    return keys
+    keys[:, :ROWS] = prints[:, start : start + ROWS]
+    return keys.view(np.uint64).reshape(-1)
 
 
 def ties(
-    prints: npt.NDArray[np.uint32],
-    groups: npt.NDArray[np.int64],
+    prints: npt.NDArray[np.uint8],
+    groups: npt.NDArray[np.uint64],
     loose: npt.NDArray[np.bool_],
     words: npt.NDArray[np.int64],
     shared: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]],
@@ -146,16 +147,15 @@ def ties(
 ) -> Ties:
     """Find copies among fingerprints and join the groups of what must stay together.
 
-    `groups` numbers the sources' own groups; `loose` marks prose, which is never compared; `words` counts the words of
-    the replies; `shared` are positions and `tie_keys` of messages. One band at a time is in
-    memory, so millions of conversations need some hundred megabytes.
+    `groups` are the sources' own groups as numbers; `loose` marks prose, which is never compared; `words` counts the
+    words of the replies; `shared` are positions and `tie_keys` of messages. One band at a time is in memory.
     """
     count = len(prints)
     groups_set, copies = _Sets(count), _Sets(count)
     exact = np.zeros(count, dtype=np.bool_)
     apart = np.arange(count, dtype=np.uint64) | np.uint64(1 << 63)  # a key of its own for what has none
 
-    for run in _runs(groups.astype(np.uint64)):
+    for run in _runs(groups):
         for other in run[1:]:
             groups_set.union(int(run[0]), int(other))
     whole = _whole_hash(prints)
@@ -185,9 +185,9 @@ def ties(
                         groups_set.union(leader, other)
                     elif side == ASKED or min(words[leader], words[other]) >= _TIE_WORDS:
                         groups_set.union(leader, other)
-    leaders = np.array([copies.find(i) for i in range(count)], dtype=np.int64)
+    leaders = np.fromiter((copies.find(i) for i in range(count)), np.int64, count)
     copy_of = np.where(leaders == np.arange(count), -1, leaders) if drop else np.full(count, -1, dtype=np.int64)
-    return Ties(copy_of, exact, np.array([groups_set.find(i) for i in range(count)], dtype=np.int64))
+    return Ties(copy_of, exact, np.fromiter((groups_set.find(i) for i in range(count)), np.int64, count))
 
 
 class Unseen:
@@ -200,7 +200,7 @@ class Unseen:
             for message in conversation.messages:
                 words = folded(message.content).split()
                 if message.role != "system" and len(words) >= 4:
-                    whole.add(_hash(" ".join(words)))
+                    whole.add(hashed(" ".join(words)))
                     grams.update(_grams(words))
         self._whole, self._grams = frozenset(whole), frozenset(grams)
 
@@ -213,7 +213,7 @@ class Unseen:
             words = folded(message.content).split()
             if message.role == "system" or len(words) < 4:
                 continue
-            if _hash(" ".join(words)) in self._whole:
+            if hashed(" ".join(words)) in self._whole:
                 return True
             grams = _grams(words)
             if grams and sum(gram in self._grams for gram in grams) >= _CONTAINED * len(grams):

@@ -36,6 +36,16 @@ def _load(source: str) -> Any:
         ) from None
 
 
+def _licence_of(source: str) -> str | None:
+    """What the dataset's card on the hub says; None where there is no card or it says nothing."""
+    try:
+        card = importlib.import_module("huggingface_hub").dataset_info(source).card_data
+    except Exception:  # as above: whatever went wrong, the licence is not known and has to be stated
+        return None
+    stated = getattr(card, "license", None)
+    return ", ".join(stated) if isinstance(stated, list) else stated
+
+
 def inspect(source: str, format: str | None, columns: dict[str, str], licence: str | None) -> tuple[Inspection, Any]:
     """What the dataset is taken for, and the opened dataset."""
     splits = _load(source)
@@ -43,7 +53,7 @@ def inspect(source: str, format: str | None, columns: dict[str, str], licence: s
     first = next(iter(streams.values()))
     sample = Sample("hub", tuple(itertools.islice(first, 20)))
     name, fits = _fit(sample, format, columns)
-    stated = getattr(getattr(first, "info", None), "license", None) or None
+    stated = getattr(getattr(first, "info", None), "license", None) or _licence_of(source)
     found = Inspection(
         source,
         None,

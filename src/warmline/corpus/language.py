@@ -6,6 +6,7 @@ Made for one decision, whether a conversation is in the wanted language; short t
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 _COMMON: dict[str, str] = {
     "en": "the and to of a i is that it in you my for me not have be with but on this do are was so what he she they "
@@ -72,15 +73,16 @@ def of(text: str) -> str:
         for code, pattern in _SCRIPTS:
             if len(re.findall(pattern, text[:4000])) > 0.4 * letters:
                 return code
-    words = [word.lower().replace("’", "'") for word in _WORD.findall(text[:6000])][:400]
+    words = _WORD.findall(text[:6000].lower().replace("’", "'"))[:400]
     if len(words) < _ENOUGH:
         return ""
     points: dict[str, float] = {}
-    for word in words:
-        owners = _OWNERS.get(word, ())
-        for code in owners:
+    for word, times in Counter(words).items():
+        if owners := _OWNERS.get(word):
             # A word that many languages share says little.
-            points[code] = points.get(code, 0.0) + 1 / len(owners)
+            each = times / len(owners)
+            for code in owners:
+                points[code] = points.get(code, 0.0) + each
     if not points:
         return ""
     ranked = sorted(points.items(), key=lambda pair: -pair[1])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
+import regex
 import yaml
 
 from warmline.messages import Conversation, Message
@@ -57,7 +58,10 @@ class Rule:
     why: str
     route: str
     exchange: bool
-    say: re.Pattern[str]
+    quotable: bool
+    """Holds not in a quotation: "tell her: 'I love you'"."""
+    say: tuple[re.Pattern[str], ...]
+    """Begins at a word, at a mark, or with the text; the first that matches counts."""
     unless: tuple[re.Pattern[str], ...]
     resources: re.Pattern[str] | None
     fire: tuple[Any, ...]
@@ -84,7 +88,8 @@ def rules() -> tuple[Rule, ...]:
                 row["why"],
                 row["route"],
                 row["in"] == "exchange",
-                re.compile("|".join(f"(?:{compiled(p)})" for p in row["say"])),
+                row.get("quotable", False),
+                tuple(re.compile(compiled(p)) for p in row["say"]),
                 tuple(re.compile(p) for p in row["unless"]),
                 re.compile(row["resources"]) if "resources" in row else None,
                 tuple(row["fire"]),
@@ -112,34 +117,76 @@ def _sentence(text: str, start: int, end: int) -> tuple[str, str]:
     return before, after[: stop.end()] if stop else after
 
 
-def in_text(text: str, rule: Rule) -> Iterator[tuple[int, int]]:
-    """Where a rule fires in a text, sentences that hold it back left out."""
-    yield from _in_plain(_straight(text), rule)
+_START = re.compile(r"(?<!\w)\w|[^\w\s]|^")
+_FIRST = 3
+"""Characters by which it is told which patterns can match somewhere."""
 
 
-def _in_plain(plain: str, rule: Rule) -> Iterator[tuple[int, int]]:
-    for found in rule.say.finditer(plain):
-        before, after = _sentence(plain, found.start(), found.end())
-        around = f"{before}{found[0]}{after}"
-        held = False
-        for pattern in rule.unless:
-            # A pattern that ends at `$` looks at what stands before; others at the whole sentence.
-            if "$" in pattern.pattern:
-                held = (
-                    held
-                    or bool(pattern.search(before))
-                    or (r"\?\s*$" in pattern.pattern and around.rstrip().endswith("?"))
-                )
-            else:
-                held = held or bool(pattern.search(around))
-        if not held:
-            yield found.start(), found.end()
+@functools.lru_cache(maxsize=65_536)
+def _beginning(first: str, exchange: bool) -> tuple[tuple[Rule, tuple[re.Pattern[str], ...]], ...]:
+    """The patterns that can match where a text goes on with `first`; most words begin none."""
+    if not first:
+        return tuple((rule, rule.say) for rule in rules() if rule.exchange == exchange)
+    found = []
+    for rule, patterns in _beginning(first[:-1], exchange):
+        able = tuple(p for p in patterns if _partial(p.pattern).match(first, partial=True))
+        if able:
+            found.append((rule, able))
+    return tuple(found)
+
+
+@functools.cache
+def _partial(pattern: str) -> Any:
+    return regex.compile(pattern)
+
+
+def in_text(plain: str, *, exchange: bool = False) -> Iterator[tuple[Rule, int, int]]:
+    """Where rules fire in a text (lower case, straight apostrophes), sentences that hold them back left out.
+
+    `exchange`: the rules about what a person says, which ask something of the reply; otherwise those about replies.
+    """
+    until: dict[str, int] = {}
+    for start in [m.start() for m in _START.finditer(plain)]:
+        for rule, patterns in _beginning(plain[start : start + _FIRST], exchange):
+            if start < until.get(rule.id, 0):
+                continue
+            for pattern in patterns:
+                if found := pattern.match(plain, start):
+                    until[rule.id] = found.end()
+                    if not _held(plain, rule, found):
+                        yield rule, start, found.end()
+                    break
+
+
+def _quoted(plain: str, start: int) -> bool:
+    """Within quotation marks that the same paragraph opens and closes, after words of the reply's own."""
+    top = plain.rfind("\n", 0, start) + 1
+    before, after = plain[top:start], plain[start : start + 400].split("\n")[0]
+    opened = before.count('"') % 2 == 1 and '"' in after
+    curly = before.rfind("“") > before.rfind("”") and "”" in after
+    return (opened or curly) and before.lstrip()[:1] not in ('"', "“")
+
+
+def _held(plain: str, rule: Rule, found: re.Match[str]) -> bool:
+    if rule.quotable and _quoted(plain, found.start()):
+        return True
+    before, after = _sentence(plain, found.start(), found.end())
+    around = f"{before}{found[0]}{after}"
+    for pattern in rule.unless:
+        # A pattern that ends at `$` looks at what stands before; others at the whole sentence.
+        if "$" in pattern.pattern:
+            if pattern.search(before) or (r"\?\s*$" in pattern.pattern and around.rstrip().endswith("?")):
+                return True
+        elif pattern.search(around):
+            return True
+    return False
 
 
 def findings(conversation: Conversation) -> list[Finding]:
-    """Every rule that fires, in the order of the messages."""
+    """Every rule that fires, in the order of the messages, then of the table."""
     found: list[Finding] = []
     messages = conversation.messages
+    rank = {rule.id: at for at, rule in enumerate(rules())}
     asked = ""
     for index, message in enumerate(messages):
         plain = _straight(message.content)
@@ -147,13 +194,11 @@ def findings(conversation: Conversation) -> list[Finding]:
             asked = plain
         if message.role != "assistant":
             continue
-        for rule in rules():
-            if not rule.exchange:
-                found += [Finding(rule.id, index, start, end) for start, end in _in_plain(plain, rule)]
-            elif asked and rule.resources is not None and not rule.resources.search(plain):
-                first = next(_in_plain(asked, rule), None)
-                if first is not None:
-                    found.append(Finding(rule.id, index, 0, len(message.content)))
+        hits = sorted((rank[rule.id], start, end) for rule, start, end in in_text(plain))
+        found += [Finding(rules()[at].id, index, start, end) for at, start, end in hits]
+        for rule in {rule.id: rule for rule, _, _ in in_text(asked, exchange=True)}.values():
+            if rule.resources is not None and not rule.resources.search(plain):
+                found.append(Finding(rule.id, index, 0, len(message.content)))
     return found
 
 

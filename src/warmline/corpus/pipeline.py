@@ -3,8 +3,8 @@
     sources ─read─► parts of 500 ─clean, hold back what must stay unseen, anonymise, lint, fingerprint─► .work/part-…
     fingerprints ─copies, ties─► groups ─assign─► train.jsonl  val.jsonl  test.jsonl  rejected.jsonl
 
-Memory stays flat: texts are only ever in one part at a time; of the rest, fingerprints and numbers are kept. A part
-that is on the disk is not made again, so an interrupted run goes on where it was.
+Texts are only ever in one part at a time; of the rest, some hundred bytes of numbers are kept for every conversation.
+A part that is on the disk is not made again, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -61,14 +61,16 @@ class PartResult:
 
     read: int = 0
     kept: int = 0
-    rejects: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Counters by kind: repairs, pii, lint."""
+    """Counters by kind: repairs, pii, lint, and rejects by `stage:reason`."""
     themes: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    prose: list[bool] = field(default_factory=list)
-    reply_words: list[int] = field(default_factory=list)
-    synthetic: list[bool] = field(default_factory=list)
+    """The themes that occur; `ABOUT` points into it."""
+
+
+ABOUT = np.dtype(
+    [("id", "u8"), ("group", "u8"), ("theme", "u4"), ("reply_words", "u4"), ("prose", "?"), ("synthetic", "?")]
+)
+"""What is kept of every conversation beside its fingerprint; id and group as hashes, 0 for no group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def prepare(section: recipe.Data, folder: Path, choices: Choices = Choices()) ->
     task = _Work(str(work), section.language, section.anonymise, choices.lint, choices.surrogates, unseen)
     stream = itertools.islice(_all(inspections, section, on_reject), section.limit)
     size = sum(one.bytes for one in inspections)
-    results = _parts(stream, task, _workers(choices.workers, size), inspections)
+    results = _parts(stream, task, _workers(choices.workers, size), _expected(inspections, section.limit))
     read = sum(result.read for result in results)
     kept = sum(result.kept for result in results)
     if kept == 0:
@@ -227,19 +229,20 @@ def _batches(stream: Iterable[Conversation]) -> Iterator[list[Conversation]]:
         yield batch
 
 
-def _parts(stream: Iterable[Conversation], task: _Work, workers: int, found: Sequence[Inspection]) -> list[PartResult]:
-    """All parts in order, made now or found on the disk."""
+def _parts(stream: Iterable[Conversation], task: _Work, workers: int, total: float | None) -> list[PartResult]:
+    """All parts in order, made now or found on the disk. `total` is about how many conversations there are."""
     results: dict[int, PartResult] = {}
-    began, made = time.monotonic(), 0
-    total = _expected(found)
+    began, made, read = time.monotonic(), 0, 0
     with console.progress("conversations", total) as bar:
 
         def done(number: int, result: PartResult, *, fresh: bool) -> None:
-            nonlocal made
+            nonlocal made, read
             results[number] = result
+            read += result.read
             made += result.read if fresh else 0
             rate = made / max(time.monotonic() - began, 0.001)
-            bar.advance(result.read, f"{sum(r.read for r in results.values()):,} read, {rate:,.0f} rows/s")
+            # The total is an estimate: never say that all is done while it is not.
+            bar.to(read if total is None else min(read, 0.99 * total), f"{read:,} read, {rate:,.0f} rows/s")
 
         def waiting() -> Iterator[tuple[int, list[Conversation]]]:
             for number, batch in enumerate(_batches(stream)):
@@ -254,10 +257,12 @@ def _parts(stream: Iterable[Conversation], task: _Work, workers: int, found: Seq
                 done(number, _part(task, number, batch), fresh=True)
         else:
             _in_processes(waiting(), task, workers, done)
+        if total is not None:
+            bar.to(total)
     return [results[number] for number in sorted(results)]
 
 
-def _expected(found: Sequence[Inspection]) -> float | None:
+def _expected(found: Sequence[Inspection], limit: int | None) -> float | None:
     """About how many conversations the files hold, from their sizes and first records, for the time that is left."""
     about = 0.0
     for one_file in found:
@@ -266,7 +271,7 @@ def _expected(found: Sequence[Inspection]) -> float | None:
         first = list(itertools.islice(conversations(one_file, on_reject=lambda reject: None), 30))
         size = sum(len(json.dumps(c.to_json(), ensure_ascii=False).encode()) - 200 for c in first)
         about += one_file.bytes / max(size / max(len(first), 1), 40) if len(first) == 30 else len(first)
-    return about
+    return min(about, limit or about)
 
 
 def _in_processes(waiting: Iterator[tuple[int, list[Conversation]]], task: _Work, workers: int, done: Any) -> None:
@@ -303,58 +308,58 @@ def _part_of_process(number: int, batch: list[Conversation]) -> PartResult:
     return _part(_task, number, batch)
 
 
-def _names(work: str | Path, number: int) -> tuple[Path, Path, Path, Path]:
-    """Files of a part: conversations, fingerprints, tie keys, numbers."""
-    base = Path(work) / f"part-{number:06d}"
-    return (
-        base.with_suffix(".jsonl"),
-        base.with_suffix(".npy"),
-        base.with_suffix(".keys.npy"),
-        base.with_suffix(".json"),
-    )
+def _file(work: str | Path, number: int, what: str) -> Path:
+    """A part's conversations (jsonl), rejects.jsonl, prints.npy, keys.npy, about.npy and, written last, its json."""
+    return Path(work) / f"part-{number:06d}.{what}"
 
 
 def _stored(task: _Work, number: int) -> PartResult | None:
     """A part that an earlier, interrupted run finished. Its numbers are written last."""
-    numbers = _names(task.folder, number)[-1]
+    numbers = _file(task.folder, number, "json")
     return PartResult(**runs.read_json(numbers)) if numbers.exists() else None
 
 
 def _part(task: _Work, number: int, batch: Sequence[Conversation]) -> PartResult:
-    texts, prints, tied, numbers = _names(task.folder, number)
     result = PartResult(read=len(batch))
-    counts = {"repairs": Counter[str](), "pii": Counter[str](), "lint": Counter[str]()}
+    counts = {"repairs": Counter[str](), "pii": Counter[str](), "lint": Counter[str](), "rejects": Counter[str]()}
     kept: list[Conversation] = []
+    rejects: list[Reject] = []
+    themes: dict[str, int] = {}
+    about = np.zeros(len(batch), dtype=ABOUT)
+    prints = np.zeros((len(batch), dedupe.WIDTH), dtype=np.uint8)
+    keys: list[tuple[int, int]] = []
     for conversation in batch:
         done = one(conversation, task.language, task.anonymise, task.lint, task.surrogates, task.unseen, counts)
         if isinstance(done, str):
             stage, _, reason = done.partition(":")
             where = conversation.provenance
-            result.rejects.append(Reject(conversation.id, where.source, where.row, None, stage, reason).to_json())
+            rejects.append(Reject(conversation.id, where.source, where.row, None, stage, reason))
+            counts["rejects"][done] += 1
             continue
+        at = len(kept)
         kept.append(done)
-        result.themes.append(done.theme)
-        result.groups.append(done.group)
-        result.prose.append(done.labels.get("form") == "prose")
-        result.synthetic.append(done.labels.get("synthetic") == "yes")
-        result.reply_words.append(sum(len(m.content.split()) for m in done.messages if m.role == "assistant"))
+        prose = done.labels.get("form") == "prose"
+        about[at] = (
+            split.hashed(done.id),
+            split.hashed(done.group) if done.group else 0,
+            themes.setdefault(done.theme, len(themes)),
+            sum(len(m.content.split()) for m in done.messages if m.role == "assistant"),
+            prose,
+            done.labels.get("synthetic") == "yes",
+        )
+        if not prose:
+            prints[at] = dedupe.fingerprint(done)
+            keys += [(at, key) for key in dedupe.tie_keys(done)]
     result.kept = len(kept)
     result.counts = {kind: dict(counter) for kind, counter in counts.items()}
-    runs.write_jsonl(texts, (c.to_json() for c in kept))
-    matrix = np.zeros((len(kept), dedupe.WIDTH), dtype=np.uint32)
-    for index, conversation in enumerate(kept):
-        if not result.prose[index]:
-            matrix[index] = dedupe.fingerprint(conversation)
-    pairs = [
-        (index, key)
-        for index, conversation in enumerate(kept)
-        if not result.prose[index]
-        for key in dedupe.tie_keys(conversation)
-    ]
-    with runs.writing(prints):
-        np.save(prints, matrix)
-        np.save(tied, np.array(pairs, dtype=np.uint64).reshape(-1, 2))
-    runs.write_atomically(numbers, json.dumps(asdict(result)))
+    result.themes = list(themes)
+    runs.write_jsonl(_file(task.folder, number, "jsonl"), (c.to_json() for c in kept))
+    runs.write_jsonl(_file(task.folder, number, "rejects.jsonl"), (r.to_json() for r in rejects))
+    with runs.writing(Path(task.folder)):
+        np.save(_file(task.folder, number, "prints.npy"), prints[: len(kept)])
+        np.save(_file(task.folder, number, "about.npy"), about[: len(kept)])
+        np.save(_file(task.folder, number, "keys.npy"), np.array(keys, dtype=np.uint64).reshape(-1, 2))
+    runs.write_atomically(_file(task.folder, number, "json"), json.dumps(asdict(result)))
     return result
 
 
@@ -391,75 +396,93 @@ def _divide(
     read_rejects: Sequence[Reject],
 ) -> dict[str, Any]:
     """Copies, groups, splits; then the files, in the order of the sources."""
-    themes = [theme for result in results for theme in result.themes]
-    own_groups = [group for result in results for group in result.groups]
-    prose = np.array([flag for result in results for flag in result.prose], dtype=np.bool_)
-    words = np.array([count for result in results for count in result.reply_words], dtype=np.int64)
-    prints = np.memmap(work / "prints.dat", dtype=np.uint32, mode="w+", shape=(len(themes), dedupe.WIDTH))
-    at = 0
+    kept = sum(result.kept for result in results)
+    about = np.zeros(kept, dtype=ABOUT)
+    prints = np.memmap(work / "prints.dat", dtype=np.uint8, mode="w+", shape=(kept, dedupe.WIDTH))
+    theme_index: dict[str, int] = {}
     owners: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     hashes: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    at = 0
     for number, result in enumerate(results):
-        _, signatures, tied_keys, _ = _names(work, number)
-        prints[at : at + result.kept] = np.load(signatures)
-        pairs = np.load(tied_keys)
+        here = slice(at, at + result.kept)
+        prints[here] = np.load(_file(work, number, "prints.npy"))
+        about[here] = np.load(_file(work, number, "about.npy"))
+        codes = np.array([theme_index.setdefault(theme, len(theme_index)) for theme in result.themes], dtype=np.uint32)
+        about["theme"][here] = codes[about["theme"][here]] if result.kept else 0
+        pairs = np.load(_file(work, number, "keys.npy"))
         owners.append(pairs[:, 0].astype(np.int64) + at)
         hashes.append(pairs[:, 1])
         at += result.kept
-    index: dict[str, int] = {}
-    groups = np.array([index.setdefault(group, len(index)) if group else -1 for group in own_groups], dtype=np.int64)
-    groups = np.where(groups < 0, np.arange(len(groups)) + len(index), groups)
+    themes = list(theme_index)
     tied = dedupe.ties(
-        prints, groups, prose, words, (np.concatenate(owners), np.concatenate(hashes)), drop=choices.dedupe
+        prints,
+        np.where(about["group"] == 0, about["id"] ^ np.arange(kept, dtype=np.uint64), about["group"]),
+        about["prose"],
+        about["reply_words"].astype(np.int64),
+        (np.concatenate(owners), np.concatenate(hashes)),
+        drop=choices.dedupe,
     )
-    stays = np.flatnonzero(tied.copy_of < 0)
-    made = np.array([flag for result in results for flag in result.synthetic], dtype=np.bool_)
-    real = stays[~made[stays]]
-    parts = split.assign(
-        [int(tied.group[i]) for i in real],
-        [themes[i] for i in real],
-        validation=section.validation,
-        test=section.test,
-        seed=section.seed,
-    )
-    part_of = dict(zip((int(i) for i in real), parts, strict=True))
+    stays = tied.copy_of < 0
+    real = np.flatnonzero(stays & ~about["synthetic"])
+    part_of = np.full(kept, -1, dtype=np.int8)
+    part_of[real] = [
+        split.PARTS.index(part)
+        for part in split.assign(
+            tied.group[real].tolist(),
+            [themes[code] for code in about["theme"][real]],
+            validation=section.validation,
+            test=section.test,
+            seed=section.seed,
+        )
+    ]
     # What a model made is for training only, and not where its original is held out.
-    held = {int(tied.group[i]) for i, part in part_of.items() if part != "train"}
-    part_of |= {int(i): "train" for i in stays[made[stays]] if int(tied.group[i]) not in held}
+    held = np.unique(tied.group[part_of > 0])
+    part_of[stays & about["synthetic"] & ~np.isin(tied.group, held)] = 0
+    twice = np.ones(kept, dtype=np.bool_)
+    twice[np.unique(about["id"], return_index=True)[1]] = False
     measured = {part: Measure() for part in split.PARTS}
-    copies: list[Reject] = []
-    ids: set[str] = set()
+    counts = Counter(f"{reject.stage}:{reject.reason}" for reject in read_rejects)
+
+    def rejects() -> Iterator[dict[str, Any]]:
+        yield from (reject.to_json() for reject in read_rejects)
+        for number in range(len(results)):
+            yield from runs.read_jsonl(_file(work, number, "rejects.jsonl"))
+        yield from runs.read_jsonl(work / "copies.jsonl")
+
+    def divided(out: dict[split.Part, Any]) -> Iterator[dict[str, Any]]:
+        """Write every conversation that stays to its part, and yield the rejects of the others."""
+        position = -1
+        for number in range(len(results)):
+            for row in runs.read_jsonl(_file(work, number, "jsonl")):
+                position += 1
+                if part_of[position] < 0:
+                    reason = "exact-copy" if tied.exact[position] else "near-copy"
+                    reason = "synthetic-of-held-out" if stays[position] else reason
+                    where = row["provenance"]
+                    counts[f"dedupe:{reason}"] += 1
+                    yield Reject(row["id"], where["source"], where["row"], None, "dedupe", reason).to_json()
+                    continue
+                part = split.PARTS[part_of[position]]
+                row["group"] = row["group"] or f"g{int(tied.group[position])}"
+                if twice[position]:
+                    row["id"] = f"{row['id']}-{position}"
+                out[part].write(json.dumps(row, ensure_ascii=False) + "\n")
+                measured[part].add(row)
+
     with runs.writing(folder):
         with contextlib.ExitStack() as opened:
             out = {
                 part: opened.enter_context(open(folder / f".{part}.jsonl.partial", "w", encoding="utf-8"))
                 for part in split.PARTS
             }
-            position = 0
-            for number, _ in enumerate(results):
-                for row in runs.read_jsonl(_names(work, number)[0]):
-                    part = part_of.get(position)
-                    if part is None:
-                        reason = "exact-copy" if tied.exact[position] else "near-copy"
-                        if tied.copy_of[position] < 0:
-                            reason = "synthetic-of-held-out"
-                        where = row["provenance"]
-                        copies.append(Reject(row["id"], where["source"], where["row"], None, "dedupe", reason))
-                    else:
-                        row["group"] = row["group"] or f"g{int(tied.group[position])}"
-                        if row["id"] in ids:
-                            row["id"] = f"{row['id']}-{position}"
-                        ids.add(row["id"])
-                        out[part].write(json.dumps(row, ensure_ascii=False) + "\n")
-                        measured[part].add(row)
-                    position += 1
+            runs.write_jsonl(work / "copies.jsonl", divided(out))
         for part in split.PARTS:
             os.replace(folder / f".{part}.jsonl.partial", folder / f"{part}.jsonl")
-    rejects = [r.to_json() for r in read_rejects] + [r for result in results for r in result.rejects]
-    rejects += [r.to_json() for r in copies]
-    runs.write_jsonl(folder / "rejected.jsonl", rejects)
+    runs.write_jsonl(folder / "rejected.jsonl", rejects())
+    for result in results:
+        counts.update(result.counts["rejects"])
     found = {name: _leaks(folder, name) for name in ("val", "test")}
-    return _summary(results, rejects, measured, found, len(set(tied.group[stays].tolist())))
+    return _summary(results, counts, measured, found, len(np.unique(tied.group[stays])))
 
 
 def _conversations_in(path: Path) -> Iterator[Conversation]:
@@ -513,18 +536,19 @@ class Measure:
 
 def _summary(
     results: Sequence[PartResult],
-    rejects: Sequence[dict[str, Any]],
+    rejects: Counter[str],
     measured: dict[split.Part, Measure],
     leaks: dict[str, Any],
     groups: int,
 ) -> dict[str, Any]:
     counts: dict[str, Counter[str]] = {"repairs": Counter(), "pii": Counter(), "lint": Counter()}
     for result in results:
-        for kind, found in result.counts.items():
-            counts[kind].update(found)
+        for kind, counter in counts.items():
+            counter.update(result.counts[kind])
     by_stage: dict[str, Counter[str]] = {}
-    for reject in rejects:
-        by_stage.setdefault(reject["stage"], Counter())[reject["reason"]] += 1
+    for reject, count in rejects.items():
+        stage, _, reason = reject.partition(":")
+        by_stage.setdefault(stage, Counter())[reason] += count
     read = sum(result.read for result in results)
     left = read
     flow: dict[str, int] = {"read": read}
@@ -558,7 +582,9 @@ def _empty(
     read: int, faults: Sequence[Reject], results: Sequence[PartResult], found: Sequence[Inspection]
 ) -> DataError:
     reasons = Counter(reject.reason for reject in faults)
-    reasons.update(reject["reason"] for result in results for reject in result.rejects)
+    for result in results:
+        for reject, count in result.counts["rejects"].items():
+            reasons[reject.partition(":")[2]] += count
     why = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(4))
     return DataError(
         f"no usable conversation is left of {read:,} read" + (f": {why}" if why else ""),

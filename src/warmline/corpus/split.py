@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from warmline.errors import DataError
 from warmline.messages import Conversation
@@ -33,41 +34,37 @@ def assign(
     >>> assign(["q1", "q1", "q2", "q3"], [""] * 4, validation=0.25, test=0.25, seed=1).count("train")
     2
     """
-    sizes = Counter(groups)
-    shares: dict[Part, float] = {"train": 1 - validation - test, "val": validation, "test": test}
-    wanted = [part for part in PARTS if shares[part] > 0]
-    if len(sizes) < len(wanted):
-        have = "1 group" if len(sizes) == 1 else f"{len(sizes)} groups"
+    names, firsts, index, sizes = np.unique(
+        np.asarray(groups), return_index=True, return_inverse=True, return_counts=True
+    )
+    shares = np.array([1 - validation - test, validation, test])
+    wanted = [part for part in range(len(PARTS)) if shares[part] > 0]
+    if len(names) < len(wanted):
+        have = "1 group" if len(names) == 1 else f"{len(names)} groups"
         raise DataError(
-            f"{len(groups)} conversations in {have} cannot be divided into {' and '.join(wanted)}",
+            f"{len(groups)} conversations in {have} cannot be divided into {' and '.join(PARTS[p] for p in wanted)}",
             code="data-split",
             hint="add conversations, or set data.validation and data.test to 0",
         )
-    theme_of: dict[int | str, str] = {}
-    for group, theme in zip(groups, themes, strict=True):
-        theme_of.setdefault(group, theme)
-
-    def order(group: int | str) -> tuple[str, bytes]:
-        return theme_of[group], hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
-
-    chosen: dict[int | str, Part] = {}
-    lack = dict.fromkeys(PARTS, 0.0)
-    for group in sorted(sizes, key=order):
-        size = sizes[group]
-        for part in PARTS:
-            lack[part] += shares[part] * size
+    theme_rank = {theme: rank for rank, theme in enumerate(sorted(set(themes)))}
+    theme_of = np.array([theme_rank[themes[first]] for first in firsts])
+    drawn = np.fromiter((hashed(f"{seed}:{name}") for name in names.tolist()), np.uint64, len(names))
+    order = np.lexsort((drawn, theme_of))
+    chosen = np.zeros(len(names), dtype=np.int8)
+    lack = np.zeros(len(PARTS))
+    for group in order:
+        lack += shares * sizes[group]
         # One very large group would be a poor sample of anything; it is for training.
-        fits = [part for part in wanted if part == "train" or size <= max(1.0, shares[part] * len(groups) / 3)]
-        part = max(fits, key=lambda p: lack[p])
+        fits = [p for p in wanted if p == 0 or sizes[group] <= max(1.0, shares[p] * len(groups) / 3)]
+        part = max(fits, key=lack.__getitem__)
         chosen[group] = part
-        lack[part] -= size
+        lack[part] -= sizes[group]
     for part in wanted:
-        if part not in chosen.values():
-            held = Counter(chosen.values())
-            giver = max(held, key=lambda p: held[p])
-            smallest = min((g for g in chosen if chosen[g] == giver), key=lambda g: (sizes[g], order(g)))
-            chosen[smallest] = part
-    return [chosen[group] for group in groups]
+        if not (chosen == part).any():
+            giver = int(np.bincount(chosen, minlength=len(PARTS)).argmax())
+            mine = order[chosen[order] == giver]
+            chosen[mine[sizes[mine].argmin()]] = part
+    return [PARTS[part] for part in chosen[index.reshape(-1)]]
 
 
 def folded(text: str) -> str:
@@ -75,7 +72,8 @@ def folded(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _hash(text: str) -> int:
+def hashed(text: str) -> int:
+    """A text as 64 bits, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -142,8 +140,8 @@ def leaks(train: Iterable[Conversation], held_out: Iterable[Conversation]) -> Le
 
 def _prints(conversation: Conversation) -> tuple[int, int | None, list[int]]:
     texts = [(m.role, folded(m.content)) for m in conversation.messages if m.role != "system"]
-    entire = _hash("\n".join(f"{role}:{text}" for role, text in texts))
+    entire = hashed("\n".join(f"{role}:{text}" for role, text in texts))
     first = next((text for role, text in texts if role == "user"), None)
-    question = _hash(first) if first is not None and len(first.split()) >= _LONG_ENOUGH else None
-    said = [_hash(t) for role, t in texts if role == "assistant" and len(t.split()) >= 2 * _LONG_ENOUGH]
+    question = hashed(first) if first is not None and len(first.split()) >= _LONG_ENOUGH else None
+    said = [hashed(t) for role, t in texts if role == "assistant" and len(t.split()) >= 2 * _LONG_ENOUGH]
     return entire, question, said

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
+from warmline.corpus.anonymise import signs
 from warmline.corpus.anonymise.patterns import Span
+from warmline.corpus.anonymise.signs import Signs, letters
 from warmline.corpus.anonymise.words import load, plain
 
 _SUFFIX = (
@@ -135,52 +138,96 @@ _NOT_STREETS = re.compile(
 )
 
 
-_DIGIT = re.compile(r"\d")
 _LONG = re.compile(r"\d{3}\s?\d{1,3}")
-_ABROAD = re.compile(
-    r"str\.|stra(?:ss|ß)e|weg\b|gasse|allee|platz|straat|laan|gracht|kade|plein|vej|gade|gatan|vägen|katu|tie\b|calle|aven|avda|"
-    r"\brua\b|\brue\b|\bvia\b|viale|piazza|plaza|paseo|carrera|ulica|\bul\.|jalan|\bjl\b|lorong|all[ée]e|impasse|chemin|boulevard|"
-    r"\bbd\b|route|\bplace\b"
+_LETTER_DIGIT = re.compile(r"[a-z]\d")
+# Letters only, as `Signs.words` has them: "straße" leaves "stra", "vägen" leaves "gen".
+_SUFFIX_WORDS = letters(_SUFFIX.replace("s?", "")) | letters(_SUFFIX.replace("s?", "s")) | {"stra", "gen"}
+_STREET_ENDS = (
+    *(
+        "strasse",
+        "stra",
+        "str",
+        "weg",
+        "gasse",
+        "allee",
+        "platz",
+        "straat",
+        "laan",
+        "gracht",
+        "kade",
+        "plein",
+        "vej",
+        "gade",
+    ),
+    *("gatan", "katu", "tie"),
 )
-_HINTED = (
-    (_ABROAD, _STREET_FIRST),
-    (_ABROAD, _STREET_ABROAD),
-    (re.compile(r"box|postfach|psc|private bag"), _BOX),
-    (re.compile(r"\b[afd]po\b"), _MILITARY),
-    (_LONG, _TOWN),
-    (_LONG, _TOWN_PIN),
-    (_LONG, _TOWN_LAST),
-    (re.compile(r"\b(?:house|plot|block|sector|phase|blk|lot)\b"), _SECTOR),
-    (re.compile(r"\n"), _PLOT),
+_STREET_BEGINS = letters(
+    "calle|avenida|avda|rua|rue|via|viale|piazza|plaza|paseo|carrera|ulica|ul|jalan|jl|lorong|allee|impasse|chemin"
 )
-"""Costly patterns behind cheap signs that they may match at all."""
-_ROADS = re.compile(
-    r"\b(?:street|st|avenue|ave|road|rd|lane|ln|drive|boulevard|blvd|court|terrace|crescent|close|square|parkway|pkwy|highway|hwy|gardens|"
-    r"grove|mews|way|circle|allee|platz|straat|laan)\b",
+_ABROAD_WORDS = letters("rue|calle|rua|via|avenida|avenue|chemin|boulevard|bd|route|place|impasse|allee")
+_ZIP = re.compile(r",?\s+\d{4,5}(?:-\d{4})?\b")
+_STATE_WORDS = letters(_STATES.lower()) | {name.split()[-1] for name in _STATE_NAMES.split("|")}
+_BOX_WORDS = letters("box|pobox|obox|postfach|psc|bag")
+_MILITARY_WORDS = letters("apo|fpo|dpo")
+_SECTOR_WORDS = letters("house|plot|block|sector|phase|blk|lot")
+_ROAD_WORDS = letters(
+    "street|st|avenue|ave|road|rd|lane|ln|drive|boulevard|blvd|court|terrace|crescent|close|square|parkway|pkwy|highway|hwy|gardens|"
+    "grove|mews|way|circle|allee|platz|straat|laan"
 )
 
 
-def find(text: str) -> list[Span]:
+def _word_before(low: str, end: int) -> str:
+    start = end
+    while start and low[start - 1].isalpha():
+        start -= 1
+    return low[start:end]
+
+
+def _likely(sign: Signs, text: str) -> Iterator[re.Pattern[str]]:
+    """The patterns that can match at all."""
+    allee = "allée" in sign.low
+    if allee or "vägen" in sign.low or sign.any_of(_STREET_BEGINS) or any(w.endswith(_STREET_ENDS) for w in sign.words):
+        yield _STREET_FIRST
+    if allee or sign.any_of(_ABROAD_WORDS):
+        yield _STREET_ABROAD
+    if sign.any_of(_BOX_WORDS):
+        yield _BOX
+    if sign.any_of(_MILITARY_WORDS):
+        yield _MILITARY
+    if sign.digits >= 4 and _LONG.search(text):
+        yield from (_TOWN_PIN, _TOWN_LAST)
+        if any(_word_before(sign.low, m.start()) in _STATE_WORDS for m in _ZIP.finditer(sign.low)):
+            yield _TOWN
+    if sign.any_of(_SECTOR_WORDS):
+        yield _SECTOR
+    if "\n" in text:
+        yield _PLOT
+
+
+def find(text: str, sign: Signs | None = None) -> list[Span]:
     """All addresses, each as one span over all its lines."""
+    sign = sign or signs.of(text)
+    roads = sign.any_of(_ROAD_WORDS)
+    if not sign.digits and not roads:
+        return []
     seeds: list[tuple[int, int]] = []
-    low = text.lower()
-    if _DIGIT.search(text):
-        for found in _STREET.finditer(text):
+    if sign.digits:
+        for found in _STREET.finditer(text) if sign.any_of(_SUFFIX_WORDS) else ():
             if _NOT_STREETS.match(found[0]) or not _is_street(found[0]):
                 continue
             seeds.append(found.span())
-        for hint, pattern in _HINTED:
-            if hint.search(low):
-                seeds += [found.span() for found in pattern.finditer(text)]
-        seeds += [m.span() for m in _POST.finditer(text) if any(c.isdigit() for c in m[0]) and _looks_posted(m[0])]
-        for found in _TOWN_CODE_FIRST.finditer(text) if _LONG.search(text) else ():
+        for pattern in _likely(sign, text):
+            seeds += [found.span() for found in pattern.finditer(text)]
+        if _LETTER_DIGIT.search(sign.low):
+            seeds += [m.span() for m in _POST.finditer(text) if any(c.isdigit() for c in m[0]) and _looks_posted(m[0])]
+        for found in _TOWN_CODE_FIRST.finditer(text) if sign.digits >= 4 and _LONG.search(text) else ():
             # 80331 München: sure only beside a street, or when the line holds nothing else.
             line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
             if not line.strip() or any(abs(end - found.start()) <= 3 for _, end in seeds):
                 seeds.append(found.span())
-    if _ROADS.search(low):
+    if roads:
         seeds += [m.span() for m in _NAMED_ROAD.finditer(text) if not m[0].startswith(("The ", "A ", "My ", "Main St"))]
-    if not seeds and not _ROADS.search(low):
+    if not seeds and not roads:
         return []
     seeds += [
         found.span("value")
@@ -267,8 +314,11 @@ def _sentence_begins(piece: str) -> bool:
     return bool(_SENTENCE_WORDS.match(piece))
 
 
+_GAP = re.compile(r"[,\s]*")
+
+
 def _skip(text: str, at: int) -> int:
-    found = re.compile(r"[,\s]*").match(text, at)
+    found = _GAP.match(text, at)
     return found.end() if found else at
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from warmline.corpus import language
-from warmline.corpus.anonymise import addresses, names, organisations, patterns
+from warmline.corpus.anonymise import addresses, names, organisations, patterns, signs
 from warmline.corpus.anonymise.patterns import KINDS, Kind, Policy, Span
 from warmline.corpus.anonymise.words import COUNTRIES, NATIONS, load, plain
 from warmline.errors import DataError, ModelError
@@ -97,10 +97,11 @@ def _keys(kind: Kind, value: str) -> list[str]:
 
 def find(text: str, policy: Policy = "standard", memory: Memory | None = None) -> list[Span]:
     """What identifies people in a text, without overlaps, in order."""
-    spans = patterns.find(text, policy) + addresses.find(text)
+    sign = signs.of(text)
+    spans = patterns.find(text, policy, sign) + addresses.find(text, sign)
     found = names.tokens(text)
     if _english(text, found):
-        spans += organisations.find(text, found)
+        spans += organisations.find(text, found, sign)
         tags = names.tag(found)
     else:
         tags = _listed(found)
@@ -127,6 +128,9 @@ def find(text: str, policy: Policy = "standard", memory: Memory | None = None) -
 
 def _again(text: str, memory: Memory) -> list[Span]:
     """Words that were a name elsewhere in the conversation."""
+    low = text.lower()
+    if low.isascii() and not any(name in low for name in memory.names):
+        return []
     return [
         Span(word.start(), word.end(), memory.names[low])
         for word in _NAME_WORD.finditer(text)

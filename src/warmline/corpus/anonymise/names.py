@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Literal
 
 from warmline.corpus.anonymise.words import COUNTRIES, NATIONS, STATES, load, longer_places, plain
 
@@ -237,23 +238,39 @@ _GENERIC = _words(
 _TOKEN = re.compile(r"\[[A-Z]+_\d+\]|[^\W\d_]+(?:['’.\-][^\W\d_]+)*|\d+(?:[.,:]\d+)*|\n|[^\s]")
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a word is wherever it stands; told once for every spelling."""
+
+    word: str
+    """Lower case, no accents, no possessive ending."""
+    cut: int
+    """Characters of "'s" and loose marks at its end."""
+    shape: str
+    """l lower, C capital, U all capitals, M mixed, n number, p punctuation, b placeholder."""
+    lists: str
+    """Letters for its lists: e everyday, c common, k known, f first, l last, t town, y city, s state, n nation."""
+    name: Literal["never", "inside", "always", "ask"]
+    """Whether it may be (part of) a name: never, only inside a sentence, always, or as the words around it say."""
+    begins_place: bool
+    """True if a place of several words begins with it."""
+
+
 @dataclass(slots=True)
 class Token:
-    """A word, and what is looked up about it once."""
+    """A word of a text, and what is known about it."""
 
     text: str
     start: int
     end: int
     word: str
-    """Lower case, no accents, no possessive ending."""
     core_end: int
     """Where the word ends without "'s"."""
     shape: str
-    """l lower, C capital, U all capitals, M mixed, n number, p punctuation, b placeholder."""
-    lists: str = ""
-    """Letters for its lists: e everyday, c common, k known, f first, l last, t town, y city, s state, n nation."""
-    opens: bool = False
+    lists: str
+    opens: bool
     """True at the beginning of a sentence or line."""
+    look: Look
     place: bool = False
     """Part of a place of several words."""
 
@@ -305,39 +322,58 @@ _LETTERS = (
 )
 
 
+@functools.lru_cache(maxsize=32_768)
+def _look(piece: str) -> Look:
+    shape = _shape(piece)
+    if shape in "npb":
+        return Look(plain(piece), 0, shape, "", "never", piece in longer_places())
+    core = piece
+    if core[-2:] in ("'s", "’s", "'S", "’S"):
+        core = core[:-2]
+    core = core.rstrip("'’.-")
+    word = plain(core)
+    lists = _lists(word)
+    return Look(word, len(piece) - len(core), shape, lists, _may_be_name(word, shape, lists), word in longer_places())
+
+
+def _may_be_name(word: str, shape: str, lists: str) -> Literal["never", "inside", "always", "ask"]:
+    """Made to miss nothing; the tagger says no to most."""
+    if not word or len(word) > 30 or ("." in word and len(word) > 4) or word in _NEVER:
+        return "never"
+    if shape != "l":
+        return "always" if "e" not in lists or "f" in lists or "l" in lists else "inside"
+    if len(word) < 2:
+        return "never"
+    return "always" if "e" not in lists and ("c" not in lists or "f" in lists or "y" in lists) else "ask"
+
+
 def tokens(text: str) -> list[Token]:
     """Words and marks of a text with what the lists say of them."""
     found: list[Token] = []
     opens = True
+    placed = False
     for match in _TOKEN.finditer(text):
         piece = match[0]
+        start, end = match.span()
+        look = _look(piece)
+        shape = look.shape
         if piece == "\n":
             opens = True
-            found.append(Token(piece, match.start(), match.end(), "\n", match.end(), "p"))
-            continue
-        start, end = match.span()
-        shape = _shape(piece)
-        core = piece
-        if shape not in "npb":
-            if core[-2:] in ("'s", "’s", "'S", "’S"):
-                core = core[:-2]
-            while core and core[-1] in "'’.-":
-                core = core[:-1]
-        word = plain(core)
-        lists = _lists(word) if shape not in "npb" else ""
-        found.append(Token(piece, start, end, word, start + len(core), shape, lists, opens))
-        if shape != "p" or piece in ".!?:":
-            opens = piece in ".!?:"
-        elif piece in '"“(-–—*•':
-            opens = opens or piece in '"“-–—*•'
-    _mark_places(found)
+        found.append(Token(piece, start, end, look.word, end - look.cut, shape, look.lists, opens, look))
+        placed = placed or look.begins_place
+        if shape != "p":
+            opens = False
+        elif piece in ".!?:\n" or piece in '"“-–—*•':
+            opens = True
+    if placed:
+        _mark_places(found)
     return found
 
 
 def _mark_places(found: list[Token]) -> None:
     longer = longer_places()
     for index, token in enumerate(found):
-        if token.word not in longer:
+        if not token.look.begins_place:
             continue
         rests = longer[token.word]
         following = found[index + 1].word if index + 1 < len(found) else ""
@@ -358,30 +394,20 @@ def _mark_places(found: list[Token]) -> None:
 
 def _caps_lock(found: Sequence[Token]) -> bool:
     """True when capitals say nothing because (nearly) all is in capitals, or nearly every word begins with one."""
-    long = [t for t in found if t.shape in "lCUM" and len(t.text) > 1]
-    upper = sum(t.shape == "U" for t in long)
-    capital = sum(t.shape == "C" for t in long)
-    return len(long) >= 5 and (upper > 0.6 * len(long) or capital > 0.7 * len(long))
+    shapes = "".join([t.shape for t in found if t.end - t.start > 1])
+    upper, capital = shapes.count("U"), shapes.count("C")
+    long = upper + capital + shapes.count("l") + shapes.count("M")
+    return long >= 5 and (upper > 0.6 * long or capital > 0.7 * long)
 
 
 def is_candidate(found: Sequence[Token], index: int) -> bool:
-    """Whether a word may be (part of) a name at all. Made to miss nothing; the tagger says no to most."""
+    """Whether a word may be (part of) a name at all."""
     token = found[index]
-    if token.shape in "npb" or not token.word or len(token.word) > 30 or ("." in token.word and len(token.word) > 4):
-        return False
+    maybe, lists = token.look.name, token.lists
     if token.place:
-        return True
-    lists = token.lists
-    if token.shape != "l":
-        if token.word in _NEVER:
-            return False
-        if not token.opens:
-            return True
-        return "e" not in lists or "f" in lists or "l" in lists
-    if len(token.word) < 2 or token.word in _NEVER:
-        return False
-    if "e" not in lists and ("c" not in lists or "f" in lists or "y" in lists):
-        return True
+        return token.shape not in "npb" and len(token.word) <= 30 and ("." not in token.word or len(token.word) <= 4)
+    if maybe != "ask":
+        return maybe == "always" or (maybe == "inside" and not token.opens)
     before = _before(found, index, 1)
     classes = _CLASS_OF.get(before.word, ()) if before else ()
     if ("kin" in classes or "pro" in classes) and ("f" in lists or "l" in lists):
@@ -414,7 +440,7 @@ _NEVER = _words(
     "miss god lol omg tbh idk ptsd ocd adhd bpd cbt dbt "
     "emdr gp er a&e hr tv pc cv ceo ssri ssris lgbt lgbtq usa uk us eu bf gf nhs aa na "
     "covid pm am etc ie eg ps pps faq diy ok thanks hello hi "
-    "hey dear please sorry"
+    "hey dear please sorry btw tho imo tbf"
 )
 
 
@@ -516,12 +542,15 @@ def tag(found: Sequence[Token]) -> list[str]:
     table, offsets = weights()
     tags = ["O"] * len(found)
     locked = _caps_lock(found)
-    lower = {t.word for t in found if t.shape == "l"}
+    lower: set[str] | None = None
     previous = "O"
     for index, token in enumerate(found):
-        if not is_candidate(found, index):
-            previous = after_other(token, previous)
+        if (token.look.name == "never" and not token.place) or not is_candidate(found, index):
+            if previous != "O":
+                previous = after_other(token, previous)
             continue
+        if lower is None:
+            lower = {t.word for t in found if t.shape == "l"}
         scores = list(offsets)
         for feature in features(found, index, previous, locked, token.word in lower):
             row = table.get(feature)

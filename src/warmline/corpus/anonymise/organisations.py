@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from warmline.corpus.anonymise import signs
 from warmline.corpus.anonymise.names import _GENERIC, ORG_HEADS, SCHOOL_HEADS, Token
 from warmline.corpus.anonymise.patterns import Kind, Span, _list
+from warmline.corpus.anonymise.signs import Signs, letters
 
 PUBLIC = frozenset(_list("public_organisations.txt"))
 _JOINERS = frozenset({"of", "and", "&", "the", "for", "'s", "de", "st", "saint"})
@@ -40,24 +42,31 @@ _OF_LOWER = re.compile(
 )
 
 
-def find(text: str, found: Sequence[Token]) -> Iterator[Span]:
+_OF_WORDS = letters("university|college|institute|school|academy|hospital|bank|church|city|ministry|department")
+_EMPLOYED_WORDS = letters(
+    "work|works|worked|working|job|intern|interned|employed|shift|shifts|position|hired|fired|volunteer|volunteered|volunteering"
+)
+_LEGAL_END = re.compile(r"\s(?:S\.?[ALrp]|s\.r\.|G|KG|AB|HB|A/S|A\.?Ş|ApS|BV|N\.?V|Oy|P[vT]|L[it]|Sp|CV|UD|Tb)")
+
+
+def find(text: str, found: Sequence[Token], sign: Signs | None = None) -> Iterator[Span]:
     """Organisations and schools, public services left out."""
-    for span in _candidates(text, found):
+    for span in _candidates(text, found, sign or signs.of(text)):
         if text[span.start : span.end].lower().removeprefix("the ") not in PUBLIC:
             yield span
 
 
-def _candidates(text: str, found: Sequence[Token]) -> Iterator[Span]:
-    for pattern in (_OF, _OF_LOWER):
+def _candidates(text: str, found: Sequence[Token], sign: Signs) -> Iterator[Span]:
+    for pattern in (_OF, _OF_LOWER) if "of" in sign.words and sign.any_of(_OF_WORDS) else ():
         for match in pattern.finditer(text):
             kind: Kind = "SCHOOL" if re.match(r"(?i)univ|coll|school|acad|inst", match[0]) else "ORG"
             yield Span(match.start(), match.end(), kind)
-    for match in _FIRM.finditer(text):
+    for match in _FIRM.finditer(text) if "," in text and ("and" in sign.words or "&" in text) else ():
         yield Span(match.start("value"), match.end("value"), "ORG")
-    for match in _LEGAL.finditer(text):
+    for match in _LEGAL.finditer(text) if _LEGAL_END.search(text) else ():
         if match[0].split()[0] not in ("I", "The", "My"):
             yield Span(match.start(), match.end(), "ORG")
-    for match in _EMPLOYED.finditer(text):
+    for match in _EMPLOYED.finditer(text) if sign.any_of(_EMPLOYED_WORDS) else ():
         value = match["value"].rstrip(".'’")
         if not re.fullmatch(
             r"(?:I|My|The|A|Home|HR|IT|NHS|God|Mum|Mom|Dad|Him|Her|Them|Christmas|CPS|DFPS|VA|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)(?:\s.*)?",

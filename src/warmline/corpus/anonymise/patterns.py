@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, get_args
 
+from warmline.corpus.anonymise import signs
+from warmline.corpus.anonymise.signs import Signs, letters
+
 Kind = Literal[
     "PERSON", "PLACE", "ORG", "SCHOOL", "ADDRESS", "DATE", "AGE", "PHONE", "EMAIL", "URL", "HANDLE", "ID", "IBAN",
     "CARD", "IP",
@@ -125,11 +128,11 @@ _FORMS = re.compile(
     r"|(?<![\d.])\d{3}\.\d{3}\.\d{3}-\d{2}\b"  # Brazilian CPF
     r"|\b[12] ?\d{2} ?(?:0[1-9]|1[0-2]) ?\d{2} ?\d{3} ?\d{3}(?: ?\d{2})?\b"  # French social security number
     r"|\b[XYZ]?\d{7,8}-?[TRWAGMYFPDXBNJZSQVHLCKE]\b"  # Spanish DNI and NIE
-    r"|\b[A-Z]{5}\d{4}[A-Z]\b"  # Indian PAN
     r"|(?<!\d)\d{2}-\d{7}(?!\d)"  # US employer number
     r"|(?<!\d)\d{4} \d{4} \d{4}(?! ?\d)"  # Aadhaar
     r"|(?<!\d)(?:19|20)?\d{6}[-+]\d{4}(?!\d)"  # Nordic personal numbers
 )
+_PAN = re.compile(r"\b[A-Z]{5}\d{4}[A-Z]\b")  # India
 _NHS = re.compile(r"(?<!\d)\d{3}[ -]\d{3}[ -]\d{4}(?!\d)|(?<!\d)\d{10}(?!\d)")
 _ID_WORD = (
     r"passport|licen[cs]e|driver'?s|plates?|number plate|registration|reg|policy|"
@@ -149,6 +152,19 @@ _ID_NEAR = re.compile(
     r"(?P<value>(?=[\w/.-]*\d[\w/.-]*\d)[A-Za-z]{0,5}[-/]?[A-Z0-9][A-Za-z0-9]*(?:[-/. "
     r"]?(?=[A-Z0-9]*\d)[A-Z0-9]{2,}){0,5})",
     re.I,
+)
+_ID_WORDS = letters(
+    "passport|licence|license|driver|drivers|plate|plates|number|registration|reg|policy|member|membership|patient|case|file|claim|"
+    "account|acct|routing|sort|student|employee|staff|badge|payroll|insurance|medicare|medicaid|mrn|medical|chart|record|nhs|"
+    "hospital|social|ss|ssn|national|ni|tax|tin|ticket|booking|confirmation|reference|ref|order|invoice|docket|inmate|offender|"
+    "alien|uscis|visa|permit|green|prescription|rx|serial|imei|vin|id|ein|enrolment|enrollment|matriculation|voucher|referral|"
+    "customer|client|identity|pps|sin|aadhaar|pan|bsb|swift|dni|cpf"
+)
+# An alien number is called "A" alone.
+_ID_OF_A = re.compile(
+    r"\ba(?:\W*(?:card|numbers?|num|no|nr|code|id|ref(?:erence)?|plate|file|record|pin|is|was|ends in|of|reads|"
+    r"says|it'?s))*"
+    r"\W*(?:[a-z]{1,5}[-/])?\w*\d"
 )
 _ID_CODE = re.compile(
     r"(?<![\w-])(?=[A-Z0-9/-]*\d{3})[A-Z]{1,4}[-/]?\d{5,12}[A-Z]{0,2}(?![\w-])|\b[A-Z]{2,5}-\d{2,4}-\d{3,8}\b"
@@ -194,6 +210,21 @@ _DATE = re.compile(
     rf"|(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.]{_DAY}(?:[t ]\d{{2}}:\d{{2}}(?::\d{{2}})?z?)?"
     rf"|{_DAY}[-/.]{_DAY}[-/.](?:(?:19|20)\d\d|\d\d)"
     rf"|{_DAY}[-/.]{_MONTH}[-/.](?:(?:19|20)\d\d|\d\d))(?!\d)",
+)
+_SPELLED_DAY = (
+    r"(?:(?:(?:twenty|thirty)[- ])?(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth)|tenth|"
+    r"eleventh|twelfth|(?:thir|four|fif|six|seven|eigh|nine)teenth|twentieth|thirtieth)"
+)
+_SPELLED_TAIL = rf"(?![a-z])(?:,?\s+(?:of\s+)?{_YEAR})?(?:\s+(?:last|this|next)\s+year)?"
+# "the second may be harder": without "of", May is taken for the verb.
+_SPELLED_DATE = re.compile(
+    rf"\b(?:the\s+)?{_SPELLED_DAY}\s+of\s+{_MONTH}{_SPELLED_TAIL}"
+    rf"|\bthe\s+{_SPELLED_DAY}\s+(?!may){_MONTH}{_SPELLED_TAIL}"
+    rf"|\b(?!may){_MONTH}\s+(?:the\s+)?{_SPELLED_DAY}{_SPELLED_TAIL}"
+)
+_SPELLED_WORDS = letters(
+    "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth|fourteenth|fifteenth|sixteenth|"
+    "seventeenth|eighteenth|nineteenth|twentieth|thirtieth"
 )
 _SHORT_DATE = re.compile(rf"(?:\bon|\bsince|\buntil|\bborn|\bdob:?|\bdated?)\s+(?P<value>{_DAY}/{_DAY})(?![/\d])")
 _BORN = re.compile(
@@ -254,21 +285,22 @@ def _is_public_site(site: str) -> bool:
     )
 
 
-_SPOKEN_HINT = re.compile(r"\sdot\s|[(\[{](?:at|dot)[)\]}]|\sat\s[\w-]+\.\w")
-_PLATFORM_HINT = re.compile(
-    r"\b(?:insta|ig\b|snap|tik\s?tok|twitter|discord|telegram|kik\b|skype|reddit|gamer|user\s?name|handle|screen\s?name|psn|xbox|steam|"
-    r"twitch|venmo|cash\s?app|wechat|line id|facebook|fb\b)"
+_PLATFORM_WORDS = letters(
+    "insta|instagram|ig|snap|snapchat|tik|tiktok|twitter|discord|telegram|kik|skype|reddit|gamer|gamertag|user|username|"
+    "handle|screen|screenname|psn|xbox|steam|twitch|venmo|cash|cashapp|wechat|line|facebook|fb"
 )
+_BRACKET = re.compile(r"[(\[{]")
+_DOT_TOP = re.compile(rf"\.(?:{_TOP})\b")
 
 
-def _net(text: str) -> Iterator[Span]:
+def _net(text: str, sign: Signs) -> Iterator[Span]:
     if "@" in text:
         yield from _spans(_EMAIL, text, "EMAIL")
-    if _SPOKEN_HINT.search(text.lower()):
+    if "dot" in sign.words or ("at" in sign.words and _BRACKET.search(text)):
         for found in _EMAIL_SPOKEN.finditer(text):
             if re.search(r"\bdot\b|[(\[{]", found[0], re.I):
                 yield Span(found.start(), found.end(), "EMAIL")
-    if _SITE_HINT.search(text.lower()):
+    if "." in text and ("://" in text or "www." in sign.low or _DOT_TOP.search(sign.low)):
         for found in _URL.finditer(text):
             site = found[0].rstrip(".,;:!?")
             spoken = found[0].lower().startswith(("http", "www"))
@@ -277,7 +309,7 @@ def _net(text: str) -> Iterator[Span]:
     if "@" in text or "#" in text or "u/" in text:
         for found in _HANDLE.finditer(text):
             yield Span(found.start(), found.end(), "HANDLE")
-    for found in _PLATFORM.finditer(text) if _PLATFORM_HINT.search(text.lower()) else ():
+    for found in _PLATFORM.finditer(text) if sign.any_of(_PLATFORM_WORDS) else ():
         value = found["value"].rstrip(".-")
         if (
             value[0] == "@"
@@ -292,13 +324,8 @@ def _net(text: str) -> Iterator[Span]:
         yield from _spans(_MAC, text, "ID")
 
 
-_ID_HINT = re.compile(rf"\b(?:{_ID_WORD})\b")
-_DIGIT = re.compile(r"\d")
-
-
-def _numbers(text: str) -> Iterator[Span]:
-    lower = text.lower()
-    digits_in = len(_DIGIT.findall(text))
+def _numbers(text: str, sign: Signs) -> Iterator[Span]:
+    lower, digits_in = sign.low, sign.digits
     for found in _IBAN.finditer(text) if digits_in >= 10 else ():
         # The words after the number may look like more groups of it: take the longest beginning that checks out.
         ends = [m.start() for m in re.finditer(r"[ -]|$", found[0])][::-1]
@@ -316,11 +343,14 @@ def _numbers(text: str) -> Iterator[Span]:
         if ssn_holds(found[0]):
             yield Span(found.start(), found.end(), "ID")
     if digits_in >= 4:
+        yield from _spans(_PAN, text, "ID")
+    if digits_in >= 6:
         yield from _spans(_FORMS, text, "ID")
     for found in _NHS.finditer(text) if digits_in >= 10 else ():
         if nhs_holds(found[0]) and "nhs" in lower[max(0, found.start() - 40) : found.end() + 20]:
             yield Span(found.start(), found.end(), "ID")
-    for found in _ID_NEAR.finditer(text) if digits_in >= 3 and _ID_HINT.search(lower) else ():
+    named = sign.any_of(_ID_WORDS) or ("a" in sign.words and _ID_OF_A.search(lower))
+    for found in _ID_NEAR.finditer(text) if digits_in >= 3 and named else ():
         value = found["value"].rstrip(" .-/")
         digits = sum(c.isdigit() for c in value)
         if (
@@ -333,7 +363,8 @@ def _numbers(text: str) -> Iterator[Span]:
             yield Span(found.start("value"), found.start("value") + len(value), "ID")
     if digits_in >= 5:
         yield from _spans(_ID_CODE, text, "ID")
-    yield from _spans(_PLATE, text, "ID")
+    if digits_in >= 2:
+        yield from _spans(_PLATE, text, "ID")
     if "plate" in lower:
         for found in _PLATE_NEAR.finditer(text):
             yield Span(found.start("value"), found.end("value"), "ID")
@@ -383,21 +414,38 @@ def _phone(found: re.Match[str], text: str) -> Span | None:
     return None
 
 
-def _dates(text: str, policy: Policy) -> Iterator[Span]:
-    lower = text.lower()
-    if len(lower) != len(text):
-        lower = text
-    for found in _DATE.finditer(lower):
+_MONTHS = letters(
+    "jan|january|feb|february|mar|march|apr|april|may|jun|june|jul|july|aug|august|sep|sept|september|oct|october|nov|november|"
+    "dec|december"
+)
+_DIGIT_MARK = re.compile(r"\d[-/.]")
+_SMALL = re.compile(r"(?<!\d)\d{1,3}(?!\d)")
+_NUMBER_WORDS = letters(
+    "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|"
+    "eighty|ninety"
+)
+_SINCE_WORDS = letters("on|since|until|born|dob|date|dated")
+_BORN_WORDS = letters("born|birth|dob|class|graduated")
+
+
+def _dates(text: str, policy: Policy, sign: Signs) -> Iterator[Span]:
+    # Lower case may be longer than the text itself; then the positions would be wrong.
+    lower = sign.low if len(sign.low) == len(text) else text
+    dated = sign.digits and (sign.any_of(_MONTHS) or _DIGIT_MARK.search(lower))
+    for found in _DATE.finditer(lower) if dated else ():
         # "May 12 people ..." and "he may 3" are no dates; the month must not be the verb.
         if found[0][:3].lower() == "may" and not re.match(r"(?i)may\s+(?:the\s+)?\d", found[0]):
             continue
         yield Span(found.start(), found.end(), "DATE")
-    for pattern in (_SHORT_DATE, _BORN):
-        for found in pattern.finditer(lower):
+    spelled = sign.any_of(_MONTHS) and sign.any_of(_SPELLED_WORDS)
+    for found in _SPELLED_DATE.finditer(lower) if spelled else ():
+        yield Span(found.start(), found.end(), "DATE")
+    for pattern, words in ((_SHORT_DATE, _SINCE_WORDS), (_BORN, _BORN_WORDS)):
+        for found in pattern.finditer(lower) if sign.digits and sign.any_of(words) else ():
             yield Span(found.start("value"), found.end("value"), "DATE")
     if policy == "strict":
         yield from _spans(_ANY_YEAR, text, "DATE")
-    for found in _AGE.finditer(lower):
+    for found in _AGE.finditer(lower) if sign.any_of(_NUMBER_WORDS) or _SMALL.search(lower) else ():
         name = next(name for name in "abcdefg" if found[name])
         start, end = found.span(name)
         value = re.match(r"\d+", found[name])
@@ -406,19 +454,13 @@ def _dates(text: str, policy: Policy) -> Iterator[Span]:
         yield Span(start, end, "AGE")
 
 
-_SITE_HINT = re.compile(rf"://|www\.|\.(?:{_TOP})\b")
-
-
-def find(text: str, policy: Policy = "standard") -> list[Span]:
+def find(text: str, policy: Policy = "standard", sign: Signs | None = None) -> list[Span]:
     """All findings by form, overlapping ones included."""
+    sign = sign or signs.of(text)
     spans: list[Span] = []
-    has_digit = bool(_DIGIT.search(text))
-    if has_digit or "." in text or "@" in text or ":" in text or " dot " in text.lower():
-        spans += _net(text)
-    if has_digit:
-        spans += _numbers(text)
-    spans += _dates(text, policy) if has_digit or _WORDED.search(text.lower()) else []
+    if sign.digits or "." in text or "@" in text or ":" in text or "dot" in sign.words:
+        spans += _net(text, sign)
+    if sign.digits:
+        spans += _numbers(text, sign)
+    spans += _dates(text, policy, sign)
     return spans
-
-
-_WORDED = re.compile(r"teen\b|\b(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|ten|eleven|twelve)\b")
