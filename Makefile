@@ -5,12 +5,16 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-all check format system embedded-base docs clean
+.PHONY: setup gguf demo test test-all check format system embedded-base docs clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 	@sh scripts/setup.sh "$(PYTHON)"
+
+# llama.cpp: the fast engine on CPUs and GGUF files. Built from source, so not part of setup.
+gguf: setup
+	@sh scripts/gguf.sh
 
 demo: setup
 	@$(BIN)/warmline demo $(ARGS)
@@ -20,10 +24,10 @@ demo: setup
 system:
 	@sh scripts/system_packages.sh
 
-test: setup system
+test: setup system gguf
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: setup system
+test-all: setup system gguf
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup
@@ -45,7 +49,10 @@ DATA ?= ../shared/data
 embedded-base: setup
 	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)"
 	$(BIN)/warmline train embedded-base
-	$(BIN)/python training/embedded_base/ship.py
+	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)" --mix forum --documents 12000 --seed 2028
+	$(BIN)/warmline train embedded-base --base runs/embedded-base/train/model --name embedded-base-habit \
+		--set train.steps=150 --set train.learning_rate=5e-4
+	$(BIN)/python training/embedded_base/ship.py --earlier embedded-base --run embedded-base-habit
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what the tests need beyond pip: Chromium, for the tests of the page. As root on Debian or Ubuntu it installs;
-# elsewhere it prints the command, and the tests that need it are skipped (in CI they fail).
+# Install what the tests need beyond pip: Chromium, for the page, and a C++ compiler, for llama.cpp. As root on Debian or
+# Ubuntu it installs; elsewhere it prints the command, and the tests that need them are skipped (in CI they fail).
 set -eu
 missing=""
 found=""
@@ -8,16 +8,17 @@ for name in chromium chromium-browser google-chrome; do
     if command -v "$name" >/dev/null 2>&1; then found=$name; break; fi
 done
 [ -n "$found" ] || [ -d "/Applications/Google Chrome.app" ] || missing="chromium"
+command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "warmline: installing $missing for the tests of the page"
+    echo "warmline: installing for the tests: $missing"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 elif command -v apt-get >/dev/null 2>&1; then
-    echo "warmline: the tests of the page are SKIPPED; to run them: sudo apt-get install $missing" >&2
+    echo "warmline: some tests are SKIPPED; to run them: sudo apt-get install $missing" >&2
 elif command -v brew >/dev/null 2>&1; then
-    echo "warmline: the tests of the page are SKIPPED; to run them: brew install --cask google-chrome" >&2
+    echo "warmline: some tests are SKIPPED; to run them: brew install --cask google-chrome; xcode-select --install" >&2
 else
-    echo "warmline: the tests of the page are SKIPPED; install Chromium to run them" >&2
+    echo "warmline: some tests are SKIPPED; to run them, install: $missing" >&2
 fi

@@ -87,3 +87,20 @@ def test_any_value_is_taken_or_refused_in_words(value: object) -> None:
     for tree in ({"name": value}, {"name": "x", "train": value}, {"name": "x", "data": {"sources": value}}):
         with contextlib.suppress(RecipeError):
             recipe.parse(tree)  # type: ignore[arg-type]
+
+
+def test_a_setting_of_two_kinds_is_one_fault() -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load("demo", ("train.pack=many", "adapter.targets=3", "data.sources=[1, 2]", "train.epohs=2"))
+    text = str(caught.value)
+    assert "5 problems in demo" in text
+    assert "`train.pack` is 'many': " in text
+    assert "`adapter.targets` is 3: " in text
+    assert "`data.sources.0` is 1" in text
+    assert "`train.epochs` for `train.epohs`" in text
+    assert recipe.load("demo", ("train.pack=auto",)).train.pack_tokens == 2048
+
+
+def test_a_value_that_is_not_yaml_is_said_so() -> None:
+    with pytest.raises(RecipeError, match="not YAML"):
+        recipe.load("demo", ("train.betas=[0.9",))

@@ -6,13 +6,14 @@ Knows nothing about how a setting is carried out. The text under a field feeds `
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from warmline.errors import RecipeError
 
@@ -87,9 +88,12 @@ class Base(Section):
 class Prompt(Section):
     """How a conversation becomes text; one template for training and inference."""
 
-    template: Literal["auto", "chat", "plain"] = "auto"
+    template: Literal["auto", "chat", "plain", "seed"] = "auto"
     """`chat`: the tokenizer's own chat template. `plain`: <HUMAN>/<ASSISTANT> lines with an end-of-turn token.
-    `auto`: chat where the tokenizer has one, else plain."""
+    `auto`: chat where the tokenizer has one, else plain. `seed`: as `prompt.seed_format` spells it, faults included."""
+    seed_format: str = ""
+    """The training text of the project a recipe repeats, with {user} and {reply}, and {system} before them if it had
+    one. What it spells outside the braces is tokenised as its authors' trainer did, control tokens included."""
     system: str = ""
     """System message put before every conversation that has none."""
     supervise: Literal["assistant", "all"] = "assistant"
@@ -98,6 +102,15 @@ class Prompt(Section):
     """Longest conversation in tokens."""
     too_long: Literal["split", "drop", "stop"] = "split"
     """What happens to a longer one: split at turn boundaries, drop, or stop with an error. Never cut silently."""
+
+    @model_validator(mode="after")
+    def _slots(self) -> Prompt:
+        slots = re.findall(r"\{(system|user|reply)\}", self.seed_format)
+        if self.seed_format and slots not in (["user", "reply"], ["system", "user", "reply"]):
+            raise ValueError("seed_format needs {user} and then {reply}, each once, and {system} only before them")
+        if self.template == "seed" and not self.seed_format:
+            raise ValueError("template `seed` needs prompt.seed_format, which only the seeds' recipes have")
+        return self
 
 
 class Adapter(Section):
@@ -128,8 +141,11 @@ class Train(Section):
     """Optimizer steps; overrides `epochs` when given."""
     batch: int = Field(16, ge=1)
     """Conversations in one optimizer step."""
-    pack: int = Field(2048, ge=64)
-    """Tokens computed at once. Affects memory and speed, not the result."""
+    pack: Annotated[int, Field(ge=64)] | Literal["auto"] = 2048
+    """Tokens computed at once. Affects memory and speed, not the result. `auto`: as many as the plan says fit."""
+    share_prefixes: bool = True
+    """Compute once what conversations of a pack begin with alike: the system message, one question with many answers.
+    Affects speed, not the result; with adapter.dropout above 0 they also share what is dropped there."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     """Largest step size, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -154,6 +170,20 @@ class Train(Section):
     """A checkpoint is written at least this often."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the result: lowest validation loss, or the last ones."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many measurements on the validation split without a new lowest loss. Empty: never early."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """When a step's loss is NaN or infinite: stop with its conversations named, leave the step out, or go back to the
+    last checkpoint and leave it out on the way. Five such steps in a row stop the run in any case."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the numbers go beside metrics.jsonl. wandb and trackio send them to other machines; no text is sent."""
+    samples: int = Field(1, ge=0)
+    """So many of `evaluate.prompts` are answered at each measurement, into samples.jsonl."""
+
+    @property
+    def pack_tokens(self) -> int:
+        """`pack` as a number; what `auto` comes to before a plan is made."""
+        return 2048 if self.pack == "auto" else self.pack
 
 
 class Evaluate(Section):
@@ -173,6 +203,16 @@ class Evaluate(Section):
     """Makes the measured replies repeatable."""
 
 
+class Engine(Section):
+    """What replies at `warmline chat` and `warmline serve`."""
+
+    use: str = "auto"
+    """`auto`, `llamacpp`, `local`, or the address of a server that speaks OpenAI's API, such as
+    http://127.0.0.1:8000/v1, with #MODEL behind it if it has several. Its key belongs into WARMLINE_ENGINE_KEY."""
+    at_once: int = Field(4, ge=1)
+    """Whole contexts that llama.cpp's cache has room for; more conversations fit while they are short."""
+
+
 class Recipe(Section):
     """Everything a run needs to repeat itself."""
 
@@ -185,6 +225,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    engine: Engine = Engine()
 
 
 def shipped() -> list[str]:
@@ -248,7 +289,10 @@ def load(name: str, settings: tuple[str, ...] = ()) -> Recipe:
             if not isinstance(child, dict):
                 raise RecipeError(f"--set {path}: `{parent}` is not a section", code="recipe-invalid")
             node = child
-        node[leaf] = yaml.safe_load(value)
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {path}: its value is not YAML", code="recipe-invalid") from None
     return parse(tree, label)
 
 
@@ -258,23 +302,38 @@ def parse(tree: dict[str, Any], label: str = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         known = set(settings(Recipe))
-        faults, near = [], []
+        faults: dict[str, list[str]] = {}
+        near = []
         for fault in error.errors():
-            path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "literal")))
+            path = _setting(fault["loc"], known)
             if fault["type"] == "extra_forbidden":
-                faults.append(f"`{path}` is not a setting")
+                faults[f"`{path}` is not a setting"] = []
                 close = difflib.get_close_matches(path, known, 1, 0.6)
                 near += [f"`{close[0]}` for `{path}`"] if close else []
             elif fault["type"] == "missing":
-                faults.append(f"`{path}` is missing")
-            else:
-                faults.append(f"`{path}` is {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+                faults[f"`{path}` is missing"] = []
+            elif fault["type"] == "value_error":
+                faults.setdefault(f"`{path}`", []).append(str(fault["ctx"]["error"]))
+            else:  # a setting that may be of two kinds has a fault for each
+                faults.setdefault(f"`{path}` is {fault['input']!r}", []).append(
+                    fault["msg"][:1].lower() + fault["msg"][1:]
+                )
+        said = [f"{what}: {' or '.join(why)}" if why else what for what, why in faults.items()]
         count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
         raise RecipeError(
-            f"{count} in {label}: {'; '.join(faults)}",
+            f"{count} in {label}: {'; '.join(said)}",
             code="recipe-invalid",
             hint=f"did you mean {', '.join(near)}?" if near else "see `warmline recipes show demo` for every setting",
         ) from None
+
+
+def _setting(location: tuple[int | str, ...], known: set[str]) -> str:
+    """The dotted name of the setting a fault is in; what pydantic adds about kinds of values is left out."""
+    parts = [str(part) for part in location]
+    for stop in range(1, len(parts)):
+        if (name := ".".join(parts[:stop])) in known:
+            return ".".join([name, *(part for part in parts[stop:] if part.isdigit())])
+    return ".".join(parts)
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

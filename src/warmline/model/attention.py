@@ -50,9 +50,12 @@ class _Short(torch.autograd.Function):
                 stop = min(tokens, start + BLOCK)
                 first = 0 if window is None else max(0, seen + start - window + 1)
                 some = query[0, :, start:stop].reshape(groups, -1, width)
-                scores = some.float() @ precise[:, first : seen + stop].transpose(1, 2)
-                scores = scores.mul_(scale).view(heads, stop - start, -1)
-                scores.masked_fill_(_hidden(start, stop, seen, first, window, query.device), float("-inf"))
+                scores = (some.float() * scale) @ precise[:, first : seen + stop].transpose(1, 2)
+                scores = scores.view(heads, stop - start, -1)
+                # Without a window only the block's own keys can be ahead of a query.
+                doubtful = seen + start if window is None else first
+                hidden = _hidden(start, stop, seen, doubtful, window, query.device)
+                scores[:, :, doubtful - first :].masked_fill_(hidden, float("-inf"))
                 shares = torch.softmax(scores, -1).to(dtype)
                 mixed = shares.view(groups, some.shape[1], -1) @ value[0, :, first : seen + stop]
                 output[0, :, start:stop] = mixed.view(heads, stop - start, width)
@@ -77,9 +80,10 @@ class _Short(torch.autograd.Function):
             to_value[:, first:last] += shared.transpose(1, 2) @ grad
             to_shares = grad @ value[0, :, first:last].transpose(1, 2)
             to_scores = torch._softmax_backward_data(to_shares.view_as(shares), shares, -1, shares.dtype)
-            to_scores = to_scores.mul_(ctx.scale).view_as(shared)
-            to_query[0, :, start:stop] = (to_scores @ key[0, :, first:last]).view(heads, stop - start, width)
-            to_key[:, first:last] += to_scores.transpose(1, 2) @ some
+            to_scores = to_scores.view_as(shared)
+            to_some = (to_scores @ key[0, :, first:last]).mul_(ctx.scale)
+            to_query[0, :, start:stop] = to_some.view(heads, stop - start, width)
+            to_key[:, first:last].add_(to_scores.transpose(1, 2) @ some, alpha=ctx.scale)
         return to_query, to_key[None].to(key.dtype), to_value[None].to(value.dtype), None, None
 
 

@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.models.falcon import modeling_falcon
 
 from warmline import recipe
 from warmline.errors import ModelError
@@ -74,7 +75,7 @@ def locate(model: str) -> Path | str:
 
 
 @contextlib.contextmanager
-def _explained(model: str) -> Iterator[None]:
+def explained(model: str) -> Iterator[None]:
     """Turn the loaders' many exceptions into one clear message each."""
     try:
         yield
@@ -154,10 +155,27 @@ def check(base: recipe.Base) -> None:
         raise ModelError(f"{folder} is of type `{kind}`, which is not a causal language model", code="base-unsupported")
 
 
+def load_config(base: recipe.Base, here: bool = False) -> Any:
+    """The base's configuration; of one that also sees pictures, that of the part that reads and writes.
+
+    With `here` the hub is not asked: the base is on this machine or unknown.
+    """
+    with explained(base.model), quiet():
+        config = AutoConfig.from_pretrained(
+            str(locate(base.model)),
+            revision=base.revision,
+            trust_remote_code=base.trust_remote_code,
+            local_files_only=here,
+        )
+    text = config.get_text_config()
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return text if text.model_type in known else config
+
+
 def load_tokenizer(base: recipe.Base) -> Any:
     """The base's tokenizer. Its padding token, if it has none, stays unset: packing needs no padding."""
     where = locate(base.model)
-    with _explained(base.model), quiet():
+    with explained(base.model), quiet():
         return AutoTokenizer.from_pretrained(
             str(where), revision=base.revision, trust_remote_code=base.trust_remote_code
         )
@@ -184,11 +202,12 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
         )
     elif base.load == "int8":
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    with _explained(base.model), quiet():
-        config = AutoConfig.from_pretrained(
-            str(where), revision=base.revision, trust_remote_code=base.trust_remote_code
-        )
-        model = AutoModelForCausalLM.from_pretrained(
+    # transformers quantises layers of exactly torch's class and passes over Falcon's own, which compute the same.
+    modeling_falcon.FalconLinear = torch.nn.Linear
+    config = load_config(base)
+    part = config.model_type.endswith("_text")
+    with explained(base.model), quiet():
+        model, found = AutoModelForCausalLM.from_pretrained(
             str(where),
             config=config,
             revision=base.revision,
@@ -196,10 +215,21 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
             dtype=torch.float32 if base.load == "fp32" else half,
             quantization_config=quantisation,
             device_map={"": device},
+            # Where the part that reads and writes lies in the files of a base that also sees pictures.
+            key_mapping={r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model."} if part else None,
+            output_loading_info=True,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{len(missing)} of the weights of base `{base.model}` are not in its files, the first is {missing[0]}",
+            code="base-weights",
+            hint="was the download interrupted?",
         )
     for module in model.modules():
-        # bitsandbytes' repacked NF4 layout for AVX-512 exists for multiples of 32 only; others keep the general one.
-        if getattr(module, "support_avx512bf16_for_cpu", False) and module.out_features % 32:
+        # bitsandbytes' repacked NF4 layout for AVX-512 exists for whole blocks only; others keep the general one.
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.out_features % 32 or module.in_features % 64
+        ):
             module.support_avx512bf16_for_cpu = False
     model.eval()
     return model

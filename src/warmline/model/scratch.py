@@ -49,10 +49,10 @@ def make_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTr
     )
 
 
-def make_base(shape: recipe.NewBase, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> None:
-    """Write an untrained Llama of this shape and its tokenizer to `folder`, in fp32."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+def configuration(shape: recipe.NewBase, vocabulary: int) -> LlamaConfig:
+    """The small Llama of this shape, without its control tokens' ids."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
@@ -60,11 +60,15 @@ def make_base(shape: recipe.NewBase, tokenizer: PreTrainedTokenizerFast, folder:
         intermediate_size=shape.inner,
         max_position_embeddings=shape.context,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         rms_norm_eps=1e-5,
         dtype="float32",
     )
+
+
+def make_base(shape: recipe.NewBase, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> None:
+    """Write an untrained Llama of this shape and its tokenizer to `folder`, in fp32."""
+    config = configuration(shape, len(tokenizer))
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     torch.manual_seed(seed)
     with quiet():
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from warmline import recipe
 from warmline.errors import ModelError
 from warmline.messages import Conversation, Message
 
@@ -58,6 +59,16 @@ def plain_parts(bos: str, eos: str) -> Parts:
     return Parts(bos, "\n<HUMAN>: ", f"{bos}<HUMAN>: ", "\n<ASSISTANT>: ", eos, f"{eos}\n<HUMAN>: ")
 
 
+def seed_parts(form: str) -> Parts:
+    """A project's own training text with slots. Later exchanges repeat it whole, on a new line."""
+    before, to_reply, end = re.split(r"\{(?:user|reply)\}", form)
+    begin_system, system, system_to_user = before.partition("{system}")
+    begin_user = begin_system + system_to_user
+    if not system:
+        return Parts(begin_user, "\n\n", begin_user, to_reply, end, f"{end}\n{begin_user}", folds_system=True)
+    return Parts(begin_system, system_to_user, begin_user, to_reply, end, f"{end}\n{begin_user}")
+
+
 def chat_parts(tokenizer: Any) -> Parts:
     """Take a tokenizer's own chat template apart by rendering it around marks.
 
@@ -97,14 +108,14 @@ def _cut(text: str, *marks: str) -> list[str]:
 class Template:
     """Renders conversations for one tokenizer.
 
-    `kind`: `chat` uses the tokenizer's chat template, `plain` the <HUMAN>/<ASSISTANT> lines, `auto` decides.
-    `system` goes before every conversation that has no system message of its own.
+    `kind`: `chat` uses the tokenizer's chat template, `plain` the <HUMAN>/<ASSISTANT> lines, `auto` decides, `seed`
+    the text `seed_format`. `system` goes before every conversation that has no system message of its own.
 
     Raises:
         ModelError: the tokenizer has no end-of-turn token, or `chat` is asked for and there is no template.
     """
 
-    def __init__(self, tokenizer: Any, kind: str = "auto", system: str = "") -> None:
+    def __init__(self, tokenizer: Any, kind: str = "auto", system: str = "", seed_format: str = "") -> None:
         self.tokenizer, self.system = tokenizer, system
         if kind == "auto":
             kind = "chat" if tokenizer.chat_template else "plain"
@@ -122,9 +133,12 @@ class Template:
             )
         self.kind = kind
         try:
-            self.parts = (
-                chat_parts(tokenizer) if kind == "chat" else plain_parts(tokenizer.bos_token or "", tokenizer.eos_token)
-            )
+            if kind == "chat":
+                self.parts = chat_parts(tokenizer)
+            elif kind == "seed":
+                self.parts = seed_parts(seed_format)
+            else:
+                self.parts = plain_parts(tokenizer.bos_token or "", tokenizer.eos_token)
         except (TemplateError, ValueError) as error:
             raise ModelError(
                 f"the base's chat template cannot be used: {error}",
@@ -138,20 +152,40 @@ class Template:
         first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0]
         self._adds_space = first.startswith("\u2581")
         self._pieces: dict[str, list[int]] = {}
-        end = [i for i in self._piece(self.parts.reply_end) if i in self.control_ids]
-        if not end:
+        closing = self._piece(self.parts.reply_end)
+        end = [i for i in closing if i in self.control_ids]
+        following = self._piece(self.parts.reply_to_user)
+        if kind != "seed" and not (end and end[0] in following):
             raise ModelError(
                 "the base's chat template ends a reply without a control token, so a reply could never end",
                 code="base-tokenizer",
                 hint="set prompt.template to `plain`",
             )
-        self.end_id: int = end[0]
-        self.end_ids: tuple[int, ...] = tuple(sorted({end[0], tokenizer.eos_token_id}))
+        self.end_id: int = end[0] if end else tokenizer.eos_token_id
+        """Ends a reply. A seed's format may never show it to the model, which then runs on."""
+        self.end_ids: tuple[int, ...] = tuple(sorted({self.end_id, tokenizer.eos_token_id}))
+        if kind == "seed":
+            # The seeds' trainers let the tokenizer put its own beginning before their text, also where it had one.
+            alone = tokenizer("a", add_special_tokens=False).input_ids
+            added = tokenizer("a").input_ids
+            self._begin: list[int] = added[: -len(alone)] if added[-len(alone) :] == alone else []
+            self._close, self._follow = (
+                closing,
+                self._piece(self.parts.reply_to_user.removeprefix(self.parts.reply_end)),
+            )
+        else:
+            self._begin, self._close = [], [self.end_id]
+            self._follow = following[following.index(self.end_id) + 1 :]  # the end of turn itself closed the reply
+
+    @classmethod
+    def of(cls, tokenizer: Any, prompt: recipe.Prompt) -> Template:
+        """The template a recipe asks for."""
+        return cls(tokenizer, prompt.template, prompt.system, prompt.seed_format)
 
     def _piece(self, text: str) -> list[int]:
         """Ids of a constant piece, control tokens included. A space at either edge belongs to the content beside it."""
         if text not in self._pieces:
-            cut = text.rstrip(" ") if not self._adds_space else text.strip(" ")
+            cut = text.removesuffix(" ").removeprefix(" " if self._adds_space else "")
             self._pieces[text] = self.tokenizer(cut, add_special_tokens=False).input_ids if cut else []
         return self._pieces[text]
 
@@ -200,6 +234,7 @@ class Template:
         if turns and turns[0].role == "system":
             system, turns = turns[0].content, turns[1:]
         opening = p.begin_system if system else p.begin_user
+        add(self._begin)
         add(self._piece(opening))
         if system:
             add(self.content(system, opening))
@@ -209,13 +244,12 @@ class Template:
             if turn.role == "user":
                 if number:
                     opening = p.reply_to_user
-                    tail = self._piece(opening)
-                    add(tail[tail.index(self.end_id) + 1 :])  # the end of turn itself closed the reply
+                    add(self._follow)
                 add(self.content(turn.content, opening))
             else:
                 add(self._piece(p.to_reply))
                 add(self.content(turn.content, p.to_reply), target=True)
-                add([self.end_id], target=True)
+                add(self._close, target=True)
         if reply:
             add(self._piece(p.to_reply))
         return Encoded(ids, supervised, owner)
