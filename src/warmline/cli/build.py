@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -121,20 +122,26 @@ def recipes_list(context: typer.Context) -> None:
 
 @recipes.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Name or path.")]) -> None:
-    """Print a recipe with every setting resolved."""
-    console.out(recipe.dump(recipe.load(name)), end="")
+    """Print a recipe with every setting resolved, below what its author says of it."""
+    loaded = recipe.load(name)
+    lines = recipe.source(name)[0].splitlines()
+    said = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    console.out("".join(f"{line}\n" for line in said) + recipe.dump(loaded), end="")
 
 
 @recipes.command("copy")
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="Shipped recipe.")],
-    path: Annotated[Path, typer.Argument(help="New file; never overwritten.")],
+    path: Annotated[
+        Path | None, typer.Argument(help="New file, never overwritten. Default: the recipe's name, here.")
+    ] = None,
 ) -> None:
     """Copy a shipped recipe to a file of your own, to edit it."""
     from warmline.errors import RecipeError
     from warmline.runs import write_atomically
 
     text, _ = recipe.source(name)
+    path = path or Path(f"{Path(name).stem if name.endswith(('.yaml', '.yml')) else name}.yaml")
     if path.exists():
         raise RecipeError(f"{path} exists already", code="recipe-invalid", hint="choose another name")
     write_atomically(path, text)

@@ -48,9 +48,9 @@ def _options(
 
 
 def _register() -> None:
-    from warmline.cli import build, data, safety, talk
+    from warmline.cli import build, data, doctor, evaluate, export, plan, safety, talk
 
-    for piece in (build, data, talk, safety):
+    for piece in (build, plan, data, evaluate, export, talk, safety, doctor):
         piece.register(app)
 
 

@@ -11,6 +11,10 @@ from warmline import console
 from warmline.runs import Run
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="ENGINE", help="auto, llamacpp, local, or a server's address, with #MODEL."),
+]
 Country = Annotated[str | None, typer.Option("--country", help="Two-letter code: whose crisis lines are shown first.")]
 
 HELP = "/help  this list · /resources [COUNTRY]  crisis lines · /new  start over · /quit  leave"
@@ -21,6 +25,7 @@ def chat(
     country: Country = None,
     untuned: Annotated[bool, typer.Option("--base", help="Talk to the untuned base instead.")] = False,
     seed: Annotated[int | None, typer.Option(help="Make replies repeatable.")] = None,
+    engine: Engine = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Talk to a run's model in the terminal, with the safety layer on.
@@ -31,13 +36,14 @@ def chat(
     Examples:
       warmline chat demo
       warmline chat first --country GB
+      warmline chat first --engine http://127.0.0.1:11434/v1#listener
     """
     from warmline.chat import Notice, Safety, Text, Thread
     from warmline.opening import open_chat
 
     run = Run.open(name, runs)
     console.say(f"loading {run.name} ...")
-    door = open_chat(run, tuned=not untuned, country=country, seed=seed)
+    door = open_chat(run, tuned=not untuned, country=country, seed=seed, engine=engine)
     thread = Thread()
     console.say(HELP, style="dim")
     while True:
@@ -91,6 +97,7 @@ def serve(
     name: Annotated[str, typer.Argument(metavar="[RUN]", help="A finished run.")] = "demo",
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 8765,
     country: Country = None,
+    engine: Engine = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Open the chat page of a run on this machine, with the safety layer on.
@@ -102,10 +109,10 @@ def serve(
       warmline serve demo
       warmline serve first --port 9000 --country IE
     """
-    open_page(Run.open(name, runs), port=port, country=country)
+    open_page(Run.open(name, runs), port=port, country=country, engine=engine)
 
 
-def open_page(run: Run, *, port: int, country: str | None = None) -> None:
+def open_page(run: Run, *, port: int, country: str | None = None, engine: str | None = None) -> None:
     """Load a run's model and serve its page until Ctrl-C."""
     from warmline.opening import open_chat
     from warmline.serve.app import create_app, listen
@@ -113,7 +120,7 @@ def open_page(run: Run, *, port: int, country: str | None = None) -> None:
 
     listen("127.0.0.1", port).close()  # a taken port is told before the model is loaded
     console.say("loading the model ...")
-    door = open_chat(run, country=country)
+    door = open_chat(run, country=country, engine=engine)
     app = create_app(door, name="Warmline", country=country)
 
     def ready(address: str) -> None:

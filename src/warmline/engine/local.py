@@ -1,6 +1,7 @@
 """Replies from a transformers model in this process: any base, with or without an adapter, NF4, int8 or bf16.
 
-One reply at a time; further calls wait for their turn. Knows nothing of safety.
+One reply at a time; further calls wait for their turn. What the last conversations held stays computed, so that a turn
+reads its new words only. Knows nothing of safety.
 """
 
 from __future__ import annotations
@@ -8,18 +9,33 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from warmline import recipe
-from warmline.engine.base import Call
+from warmline.engine.base import Call, UntilStop, common
 from warmline.errors import EngineError
 from warmline.messages import Message
 from warmline.model import adapter, load
 from warmline.model.template import Template
+
+KEPT = 3
+"""Conversations whose keys and values are kept. Each takes as much memory as its tokens do while it is talked to."""
+WORTH_COPYING = 16
+"""Tokens. Less is read again as soon as copied."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """Keys and values of `ids`, as the model computed them with the adapter on or off."""
+
+    ids: list[int]
+    adapter: bool
+    cache: Any
 
 
 class _Cancelled(StoppingCriteria):  # type: ignore[misc]
@@ -35,13 +51,16 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
 class LocalEngine:
     """A loaded model, its tokenizer and the template it was trained with."""
 
-    def __init__(self, model: Any, template: Template, name: str, context: int = 1024) -> None:
-        self.model, self.template, self.name = model, template, name
+    def __init__(self, model: Any, template: Template, name: str, context: int = 1024, *, merged: bool = False) -> None:
+        """`merged`: the training is in the weights, so the base cannot be asked."""
+        self.model, self.template, self.name, self._merged = model, template, name, merged
         limit = getattr(model.config, "max_position_embeddings", None) or context
         self.context = min(context, limit)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.set_attn_implementation("sdpa")
         self._turn = threading.Lock()
+        self._held: list[_Held] = []
+        self._head = template.encode([Message("system", template.system), Message("user", "")]).ids
 
     @classmethod
     def open(cls, settings: recipe.Recipe, folder: Path | None, name: str) -> LocalEngine:
@@ -51,25 +70,46 @@ class LocalEngine:
             ModelError: the base or the adapter cannot be loaded, or they do not belong together.
         """
         base = settings.base
-        if folder is not None and (folder / "model").exists():
+        merged = folder is not None and (folder / "model").exists()
+        if folder is not None and merged:
             base = base.model_copy(update={"model": str(folder / "model"), "load": "bf16"})
             folder = None
         model = load.load_model(base)
         if folder is not None:
             model = adapter.load_adapter(model, folder / "adapter", load.identity(base))
         model.eval()
-        template = Template(load.load_tokenizer(base), settings.prompt.template, settings.prompt.system)
-        return cls(model, template, name, settings.prompt.context)
+        template = Template.of(load.load_tokenizer(base), settings.prompt)
+        return cls(model, template, name, settings.prompt.context, merged=merged)
 
     def fits(self, messages: list[Message], reserve: int) -> bool:
         """Whether these messages leave `reserve` tokens of the context for a reply."""
         return len(self.template.encode(messages, reply=True)) + reserve <= self.context
 
+    def _take(self, ids: list[int], adapter: bool) -> tuple[Any, int]:
+        """A cache that holds as much of the beginning of `ids` as is known, and how much that is."""
+        held = [h for h in self._held if h.adapter == adapter]
+        best = max(held, key=lambda h: common(h.ids, ids), default=None)
+        # the last token is read in any case: what follows it is what is asked
+        kept = min(common(best.ids, ids), len(ids) - 1) if best else 0
+        cache = DynamicCache()
+        if best is None or kept < WORTH_COPYING:
+            return cache, 0
+        head = common(ids, self._head)
+        if 2 * (kept - head) >= len(best.ids) - head:  # the same conversation goes on
+            self._held.remove(best)
+            if surplus := best.cache.get_seq_length() - kept:
+                best.cache.crop(-surplus)
+            return best.cache, kept
+        for number, layer in enumerate(best.cache.layers):
+            cache.update(layer.keys[..., :kept, :].clone(), layer.values[..., :kept, :].clone(), number)
+        return cache, kept
+
     def reply(self, call: Call) -> Iterator[str]:
         """Stream a reply. The reply ends at the end-of-turn token, at `max_tokens`, at a stop string or on cancel.
 
         Raises:
-            EngineError: the messages do not fit the context, or generation failed.
+            EngineError: the messages do not fit the context, the base was asked of a merged model, or generation
+                failed.
         """
         options, usage = call.options, call.usage
         ids = self.template.encode(call.messages, reply=True).ids
@@ -78,16 +118,23 @@ class LocalEngine:
             raise EngineError(
                 f"the conversation has {len(ids)} tokens, the context holds {self.context}", code="engine-failed"
             )
+        if self._merged and not options.adapter:
+            raise EngineError("the training is in this model's weights, so the base cannot reply", code="engine-failed")
         usage.prompt_tokens = len(ids)
+        adapted = options.adapter and hasattr(self.model, "disable_adapter")
         streamer = TextIteratorStreamer(self.template.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[Exception] = []
         produced: list[int] = []
 
         def generate() -> None:
             try:
-                with self._turn, torch.inference_mode(), load.quiet(), torch.random.fork_rng():
+                with contextlib.ExitStack() as around:
+                    for block in (self._turn, torch.inference_mode(), load.quiet(), torch.random.fork_rng()):
+                        around.enter_context(block)
                     if call.cancel.is_set():
                         return
+                    if not adapted and hasattr(self.model, "disable_adapter"):
+                        around.enter_context(self.model.disable_adapter())
                     if options.seed is not None:
                         torch.manual_seed(options.seed)
                     else:
@@ -96,8 +143,10 @@ class LocalEngine:
                     if options.temperature > 0:
                         sampling = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p}
                     prompt = torch.tensor([ids], device=self.model.device)
+                    cache, usage.cached_tokens = self._take(ids, adapted)
                     output = self.model.generate(
                         input_ids=prompt,
+                        past_key_values=cache,
                         attention_mask=torch.ones_like(prompt),
                         max_new_tokens=min(options.max_tokens, room),
                         repetition_penalty=options.repetition_penalty,
@@ -108,6 +157,8 @@ class LocalEngine:
                         **sampling,
                     )
                     produced.extend(output[0, len(ids) :].tolist())
+                    known = output[0, : cache.get_seq_length()].tolist()
+                    self._held = [*self._held, _Held(known, adapted, cache)][-KEPT:]
             except Exception as error:
                 failure.append(error)
             finally:
@@ -117,22 +168,17 @@ class LocalEngine:
         # Not a daemon: a program that ends in mid-reply waits for the cancelled step, for torch does not survive less.
         worker = threading.Thread(target=generate, name="generate")
         worker.start()
-        stopped = cancelled = False
-        text = ""
+        cancelled = False
+        until = UntilStop(options.stop)
         try:
             for piece in streamer:
-                if stopped or not piece:
-                    continue
-                sent = len(text)
-                text += piece
-                ends = [at for stop in options.stop if (at := text.find(stop)) >= 0]
-                if ends:
-                    stopped = True
+                if shown := until.feed(piece):
+                    yield shown
+                if until.stopped:
                     call.cancel.set()
-                    piece = text[sent : max(sent, min(ends))]
-                if piece:
-                    yield piece
             cancelled = call.cancel.is_set()
+            if rest := until.rest():
+                yield rest
         finally:  # also when the reader leaves: no token is made for nobody
             call.cancel.set()
             worker.join()
@@ -140,7 +186,7 @@ class LocalEngine:
             kind = type(failure[0]).__name__
             raise EngineError(f"the model failed while replying ({kind})", code="engine-failed") from failure[0]
         usage.completion_tokens = len(produced)
-        if stopped or (produced and produced[-1] in self.template.end_ids):
+        if until.stopped or (produced and produced[-1] in self.template.end_ids):
             usage.stop_reason = "stop"
         elif cancelled:
             usage.stop_reason = "cancelled"

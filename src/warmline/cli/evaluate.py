@@ -1,0 +1,71 @@
+"""The command that measures: evaluate."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from warmline import console, recipe
+from warmline.runs import Run
+
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+
+
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A trained run.")],
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms",
+            help="Weights beside base and tuned: auto, none, or some of fp32,bf16,int8,nf4,gguf-QUANT.",
+        ),
+    ] = "auto",
+    items: Annotated[int, typer.Option("--items", min=1, help="Held-out questions that every system answers.")] = 24,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Measure a run: base, tuned and quantised, with the same prompts and seeds, on one report page.
+
+    First what of the test stands in the training data is left out. Stopped at any point, the same command goes on.
+
+    \b
+    Examples:
+      warmline evaluate demo
+      warmline evaluate first --forms none
+      warmline evaluate first --forms bf16,nf4,gguf-q4_k_m --items 60
+    """
+    from warmline.cli.stages import show
+    from warmline.opening import resolved_base
+
+    began = time.monotonic()
+    run = Run.open(name, runs)
+    run.manifest("train")
+    settings = resolved_base(run, recipe.load(str(run.folder / "recipe.yaml")))
+
+    from warmline.evaluate import measure
+    from warmline.model import load
+
+    load.check(settings.base)
+    asked = measure.chosen_forms(run, settings, [form.strip() for form in forms.split(",") if form.strip()])
+    with run.locked():
+        stage, measured = measure.evaluate(run, settings, asked, items)
+    if measured["memorisation"]["alarm"]:
+        console.warn("memorisation: " + "; ".join(measured["memorisation"]["reasons"]))
+    show(run, measured)
+    console.json_line(
+        {
+            "run": str(run.folder),
+            "report": str(stage.folder / "report.html"),
+            "ratio": measured["ratio"],
+            "contaminated": len(measured["leak"]["contaminated"]),
+            "memorisation": measured["memorisation"]["alarm"],
+            "failed": measured["failed"],
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    )
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(evaluate)
