@@ -231,6 +231,14 @@ class Run:
         """The stage `name` made from `inputs` (recipe sections, keys of earlier stages, hashes of files)."""
         return Stage(self, name, fingerprint({"stage": name, "inputs": inputs}))
 
+    @property
+    def tuned(self) -> str:
+        """The stage whose weights reply: `prefer` if it goes on from this very training, else `train`."""
+        preferred, trained = (self.folder / stage / MANIFEST for stage in ("prefer", "train"))
+        if not (preferred.exists() and trained.exists()):
+            return "train"
+        return "prefer" if read_json(preferred)["inputs"]["train"] == read_json(trained)["key"] else "train"
+
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a finished stage.
 

@@ -25,7 +25,8 @@ from warmline.model.template import Encoded, Template
 from warmline.runs import read_json, read_jsonl, sha256, write_jsonl
 from warmline.train import checkpoint
 from warmline.train.loop import Loop, learning_rate, order, steps_for
-from warmline.train.tune import cautions, tune
+from warmline.train.plan import cautions
+from warmline.train.tune import tune
 
 
 def conversations(count: int) -> list[Conversation]:
@@ -157,7 +158,7 @@ def test_resumed_after_sigkill(models: dict[str, Path], data: Path, tmp_path: Pa
     killed = 0
     for after in (4, 17):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         metrics = parts / "metrics.jsonl"
         while process.poll() is None and time.monotonic() < deadline:
             if metrics.exists() and f'"step": {after}' in metrics.read_text():
@@ -311,6 +312,6 @@ def test_cautions_name_the_seeds_faults(models: dict[str, Path]) -> None:
     assert "no validation split" in found
     assert "visitor's words" in found
     assert "split at turn boundaries" in found
-    sane = settings(models["llama"], train__steps=20, train__batch=16)
+    sane = settings(models["llama"], train__steps=20, train__batch=16, train__learning_rate=2e-4)
     assert cautions(sane, Texts(texts.encoded, 172, 0, 0), texts) == []
     assert steps_for(sane.train.model_copy(update={"steps": None, "epochs": 2.0}), 172) == 22

@@ -1,7 +1,7 @@
 """Causal attention of one short text on a CPU, by matrix products of blocks, forward and backward.
 
-torch's own CPU kernel takes twice as long to train texts of a few hundred tokens. Scores and softmax are fp32. Keeps
-the probabilities for backward, so it is meant for texts of at most `LONGEST` tokens.
+torch's own CPU kernel takes half as long again, or more, to train texts of a few hundred tokens. Scores and softmax are
+fp32. Keeps the probabilities for backward, so it is meant for texts of at most `LONGEST` tokens.
 """
 
 from __future__ import annotations

@@ -1,33 +1,39 @@
 """The training loop: packed conversations in, better weights out, resumable at any step.
 
 An optimizer step is a fixed number of conversations; its loss is the mean over all their supervised tokens, however
-they are packed, so packing and accumulation change nothing but speed. Which conversations a step takes is a function
-of seed and step alone. Knows nothing of recipes' data section or of run folders.
+they are packed and over however many processes they are spread, so packing, accumulation and processes change nothing
+but speed. Which conversations a step takes, and its dropout, are functions of seed and step alone. Knows nothing of
+recipes' data section or of run folders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from warmline import console, recipe
 from warmline.errors import ModelError
 from warmline.model import pack as packing
+from warmline.model.loss import Loss
 from warmline.model.pack import Pack
 from warmline.model.template import Encoded
-from warmline.runs import write_atomically, writing
-from warmline.train import checkpoint
+from warmline.runs import writing
+from warmline.train import checkpoint, lean
+from warmline.train.group import Group
+from warmline.train.samples import Replies
+from warmline.train.track import Tracker
+
+LOST_IN_A_ROW = 5
+"""So many steps without a finite loss in a row are no accident of one batch: the run stops."""
 
 
 def steps_for(settings: recipe.Train, texts: int) -> int:
@@ -67,11 +73,40 @@ class Outcome:
     """What training came to. Losses are in nats per supervised token; None where there is no validation split."""
 
     steps: int
-    loss: float
+    loss: float | None
     best_step: int
     best_validation: float | None
     seconds: float
     targets_per_second: float
+    left_out: list[int]
+    """Steps without a finite loss that `train.on_nan` passed over."""
+
+
+@dataclass(slots=True)
+class State:
+    """Where a training stands: what a checkpoint remembers beside tensors."""
+
+    pack: int
+    """Tokens computed at once; smaller than the recipe's after memory ran out."""
+    step: int = 0
+    loss: float | None = None
+    validated: int = -1
+    """The last step that was measured on the validation split."""
+    best_step: int = 0
+    best_validation: float | None = None
+    waits: int = 0
+    """Measurements since the best."""
+    left_out: list[int] = field(default_factory=list)
+    targets: int = 0
+    seconds: float = 0.0
+
+
+class _Stopped(Exception):
+    """Somebody asked the training to stop, in mid-step; the step is forgotten."""
+
+
+class _NotFinite(Exception):
+    """A step's loss or gradient is NaN or infinite; nothing was changed."""
 
 
 @contextlib.contextmanager
@@ -95,10 +130,17 @@ def _signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
+def _memory_ran_out(error: RuntimeError) -> bool:
+    # A CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Loop:
     """One training, in `folder`. `run` starts it or goes on where the newest checkpoint stands.
 
     The model's trainable parameters are what is trained; they must be fp32. `texts` and `validation` are as encoded.
+    `made_from` is kept in every checkpoint (see `checkpoint.same`). Every process of a `group` has its own Loop over
+    the same texts and folder; the leading one alone writes.
     """
 
     def __init__(
@@ -108,8 +150,17 @@ class Loop:
         validation: Sequence[Encoded],
         settings: recipe.Train,
         folder: Path,
+        *,
+        group: Group | None = None,
+        replies: Replies | None = None,
+        tracker: Tracker | None = None,
+        made_from: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.texts, self.settings, self.folder = model, texts, settings, folder
+        self.group = group or Group()
+        self.replies, self.made_from = replies, made_from or {}
+        self.tracker = (tracker or Tracker(folder)) if self.group.leads else None
+        self.checkpoints = folder / "checkpoints"
         self.device = next(model.parameters()).device
         self.steps = steps_for(settings, len(texts))
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -127,146 +178,285 @@ class Loop:
             # backward: every gradient after that would be silently wrong.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        self.validation = [p.to(self.device) for p in packing.packs(validation, settings.pack)]
+        lean.install(model)
+        self.loss = Loss(model)
+        rows = packing.packs(self.group.mine(validation), settings.pack_tokens, settings.share_prefixes)
+        self.validation = [packed.to(self.device) for packed in rows]
+        self.validates = bool(validation)
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.half = half
+        self.state = State(settings.pack_tokens)
+        self.caught: Callable[[], int] = lambda: 0
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.half)
+
+    def _stop_if_asked(self) -> None:
+        """Leave in mid-step. Of several processes none may: the others would wait for it."""
+        if self.group.size == 1 and self.caught():
+            raise _Stopped
 
     @torch.no_grad()
     def validate(self) -> float:
         """Mean loss over the validation split's supervised tokens."""
         self.model.eval()
         total, count = 0.0, 0
-        for packed in self.validation:
-            with self._autocast():
-                loss = packing.surprise(self.model, packed)
-            total += float(loss.double().sum())
-            count += len(loss)
-        self.model.train()
-        return total / count
+        try:
+            for packed in self.validation:
+                self._stop_if_asked()
+                with self._autocast():
+                    total += float(self.loss(packed))
+                count += len(packed.labels)
+        finally:
+            self.model.train()
+        summed, counted = self.group.total(total, count)
+        return summed / counted
+
+    def _chosen(self, step: int) -> list[Encoded]:
+        return [self.texts[i] for i in order(step, self.settings.batch, len(self.texts), self.settings.seed)]
+
+    def _gradients(self, step: int) -> tuple[float, int]:
+        """This process's share of a step: its summed loss, its supervised tokens; gradients are on the parameters.
+
+        When memory runs out the share is computed anew in smaller packs: slower, and the same step.
+        """
+        mine = self.group.mine(self._chosen(step))
+        while True:
+            torch.manual_seed((self.settings.seed * 1_000_003 + step) * self.group.size + self.group.rank)
+            rows: list[Pack] = packing.packs(mine, self.state.pack, self.settings.share_prefixes)
+            total = 0.0
+            try:
+                for packed in rows:
+                    self._stop_if_asked()
+                    total += self._one_pack(packed)
+                return total, sum(text.targets for text in mine)
+            except RuntimeError as error:
+                if not _memory_ran_out(error):
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if all(packed.single for packed in rows):
+                longest = max(len(text) for text in mine)
+                raise ModelError(
+                    f"one conversation of {longest:,} tokens does not fit into memory",
+                    code="fit-memory",
+                    hint="lower prompt.context, set base.load to `nf4`, or lower adapter.rank",
+                )
+            self.state.pack = max(packed.ids.shape[1] for packed in rows) // 2
+            console.warn(
+                f"memory ran out at step {step + 1}: computing {self.state.pack:,} tokens at once from here on"
+            )
+
+    def _one_pack(self, packed: Pack) -> float:
+        """Forward and backward; nothing of a pack outlives this call but its gradients."""
+        with self._autocast():
+            loss = self.loss(packed.to(self.device))
+        torch.autograd.backward(loss)
+        return float(loss.detach())
 
     def _step(self, step: int) -> tuple[float, float, int]:
-        """One optimizer step; returns loss, gradient norm and supervised tokens."""
-        chosen = [self.texts[i] for i in order(step, self.settings.batch, len(self.texts), self.settings.seed)]
-        rows: list[Pack] = packing.packs(chosen, self.settings.pack)
-        targets = sum(text.targets for text in chosen)
-        total = 0.0
-        for packed in rows:
-            with self._autocast():
-                loss = packing.surprise(self.model, packed.to(self.device)).sum() / targets
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise ModelError(
-                f"the loss became {total} at step {step + 1}",
-                code="train-nan",
-                where="conversations " + ", ".join(text.owner for text in chosen[:8]),
-                hint="the last checkpoint is whole; lower train.learning_rate and run again",
-            )
-        rate = learning_rate(step, self.steps, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, norm, targets
+        """One optimizer step; returns loss, gradient norm and supervised tokens.
+
+        Raises:
+            _NotFinite: loss or norm is; weights and optimizer are as they were.
+        """
+        try:
+            total, targets = self._gradients(step)
+            gradients = []
+            for parameter in self.parameters.values():
+                if parameter.grad is None and self.group.size > 1:
+                    parameter.grad = torch.zeros_like(parameter)
+                if parameter.grad is not None:
+                    gradients.append(parameter.grad)
+            self.group.add_up(gradients)
+            summed, counted = self.group.total(total, targets)
+            torch._foreach_div_(gradients, counted)
+            norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
+            loss = summed / counted
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _NotFinite
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(step, self.steps, self.settings)
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.state.pack = self.group.least(self.state.pack)
+        return loss, norm, int(counted)
 
     def run(self, what: str = "training") -> Outcome:
         """Train to the end; afterwards the model holds the weights to keep (best by validation, or last).
 
         Raises:
-            ModelError: the loss became NaN or infinite; the last checkpoint is kept.
+            ModelError: the loss became NaN or infinite and may not be passed over, or one conversation alone needs
+                more memory than there is; the last checkpoint is kept.
             KeyboardInterrupt, SystemExit(143): after SIGINT or SIGTERM, with a checkpoint written.
         """
-        state: dict[str, Any] = {"best_step": 0, "best_validation": None, "seconds": 0.0, "targets": 0}
-        start = 0
-        if found := checkpoint.newest(self.folder / "checkpoints"):
-            state |= checkpoint.load(found, self.parameters, self.optimizer)
-            start = state["step"]
-        else:
-            torch.manual_seed(self.settings.seed)
-        metrics = self.folder / "metrics.jsonl"
-        rows = [row for row in _rows(metrics) if row["step"] <= start]
-        loss = next((row["loss"] for row in reversed(rows) if "loss" in row), math.nan)
-        write_atomically(metrics, "".join(json.dumps(row) + "\n" for row in rows))
-        began = saved = time.monotonic()
-        self.model.train()
-        with (
-            writing(self.folder),
-            open(metrics, "a", encoding="utf-8") as log,
-            console.progress(what, self.steps) as bar,
-            _signals() as caught,
-        ):
-
-            def note(row: dict[str, Any]) -> None:
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-
-            bar.to(start, f"from step {start}" if start else "")
-            if start == 0 and self.validation:
-                state["best_validation"] = self.validate()
-                note({"step": 0, "validation": state["best_validation"]})
-                self._keep_best()
-            for step in range(start, self.steps):
-                tick = time.monotonic()
-                loss, norm, targets = self._step(step)
-                state["targets"] += targets
-                done = step + 1
-                note(
-                    {
-                        "step": done,
-                        "loss": loss,
-                        "norm": norm,
-                        "rate": learning_rate(step, self.steps, self.settings),
-                        "targets": targets,
-                        "seconds": round(time.monotonic() - tick, 4),
-                    }
-                )
-                if self.validation and (done % self.settings.validate_every == 0 or done == self.steps):
-                    validation = self.validate()
-                    note({"step": done, "validation": validation})
-                    if validation < state["best_validation"]:
-                        state["best_validation"], state["best_step"] = validation, done
-                        self._keep_best()
-                best = f" · validation {state['best_validation']:.3f}" if self.validation else ""
-                bar.to(done, f"loss {loss:.3f}{best}")
-                due = done % self.settings.save_every == 0 or time.monotonic() - saved > self.settings.save_seconds
-                if due or done == self.steps or caught():
-                    now = state | {"seconds": state["seconds"] + time.monotonic() - began}
-                    checkpoint.save(self.folder / "checkpoints", done, self.parameters, self.optimizer, now)
-                    saved = time.monotonic()
-                if caught() and done < self.steps:
-                    console.say(f"stopped at step {done} of {self.steps}; the same command continues from here")
-                    raise KeyboardInterrupt if caught() == signal.SIGINT else SystemExit(143)
-        seconds = state["seconds"] + time.monotonic() - began
-        if self.validation and self.settings.keep == "best":
-            best = load_file(self.folder / "best.safetensors")
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(best[name])
+        with writing(self.folder), console.progress(what, self.steps) as bar, _signals() as self.caught:
+            self._restore()
+            self._bar = bar
+            self._began = self._saved_at = time.monotonic()
+            self._earlier = self.state.targets, self.state.seconds
+            bar.to(self.state.step, f"from step {self.state.step}" if self.state.step else "")
+            self.model.train()
+            finished = False
+            while not finished:
+                state = self.state
+                try:
+                    if self._validation_is_due() and not self.group.most(self.caught()):
+                        self._measure()
+                    over = self._ended_early() or state.step == self.steps
+                    finished = over and not self._validation_is_due()
+                    number = self.group.most(self.caught())
+                    if finished or number or self._save_is_due():
+                        self._save()
+                    if number:
+                        console.say(f"stopped at step {state.step} of {self.steps}; the same command goes on from here")
+                        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(143)
+                    if not finished:
+                        self._advance()
+                except _Stopped:
+                    continue  # the next turn saves and leaves
+            self._show()
+        self.group.wait()
+        if self.tracker:
+            self.tracker.plot()
+            self.tracker.close()
+        self._take_best()
         self.model.eval()
+        state = self.state
         return Outcome(
-            self.steps,
-            loss,
-            state["best_step"] if self.validation else self.steps,
-            state["best_validation"],
-            round(seconds, 2),
-            round(state["targets"] / max(seconds, 1e-9), 1),
+            state.step,
+            state.loss,
+            state.best_step if self.validates else state.step,
+            state.best_validation,
+            round(state.seconds, 2),
+            round(state.targets / max(state.seconds, 1e-9), 1),
+            state.left_out,
         )
 
-    def _keep_best(self) -> None:
-        partial = self.folder / ".best.safetensors"
-        checkpoint.save_tensors(dict(self.parameters), partial)
-        partial.replace(self.folder / "best.safetensors")
+    def _restore(self) -> None:
+        """Be where the newest checkpoint stands, or at the beginning."""
+        self.state = State(self.settings.pack_tokens)
+        if found := checkpoint.newest(self.checkpoints):
+            saved = checkpoint.load(found, self.parameters, self.optimizer)
+            self.state = State(**{f.name: saved[f.name] for f in fields(State) if f.name in saved})
+        self._unsaved, self._saved_step = found is None, self.state.step
+        if self.tracker:
+            self.tracker.begin(self.state.step, self.state.validated)
+        self.group.wait()
 
+    def _validation_is_due(self) -> bool:
+        step = self.state.step
+        place = step % self.settings.validate_every == 0 or step == self.steps
+        return self.validates and place and self.state.validated != step
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The metrics written so far; a last line cut by a kill is dropped."""
-    rows = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return rows
+    def _ended_early(self) -> bool:
+        return self.settings.patience is not None and self.state.waits >= self.settings.patience
+
+    def _measure(self) -> None:
+        """Validation loss and sample replies at the step where we stand."""
+        state = self.state
+        validation = self.validate()
+        replies = self.replies(self.caught) if self.replies and self.tracker else []
+        self._stop_if_asked()
+        state.validated = state.step
+        if math.isfinite(validation) and (state.best_validation is None or validation < state.best_validation):
+            state.best_validation, state.best_step, state.waits = validation, state.step, 0
+            self._unsaved = self._unsaved or self.settings.keep == "best"
+        else:
+            state.waits += 1
+        if self.tracker:
+            self.tracker.note({"step": state.step, "validation": validation})
+            self.tracker.samples([{"step": state.step, **reply} for reply in replies])
+            if state.step:
+                self.tracker.plot()
+        loss = f"loss {state.loss:.3f} · " if state.loss is not None else ""
+        best = ""
+        if state.best_validation is not None and state.waits:
+            best = f" (best {state.best_validation:.3f} at step {state.best_step})"
+        console.say(f"step {state.step} of {self.steps} · {loss}validation {validation:.3f}{best}{self._pace()}")
+
+    def _show(self) -> None:
+        loss = f"loss {self.state.loss:.3f}" if self.state.loss is not None else ""
+        best = f" · validation {self.state.best_validation:.3f}" if self.state.best_validation is not None else ""
+        self._bar.to(self.state.step, f"{loss}{best}{self._pace()}")
+
+    def _pace(self) -> str:
+        """Supervised tokens a second since this process began, for the bar."""
+        seconds, targets = time.monotonic() - self._began, self.state.targets - self._earlier[0]
+        return f" · {targets / seconds:,.0f} supervised tokens/s" if targets else ""
+
+    def _save_is_due(self) -> bool:
+        if self._unsaved or time.monotonic() - self._saved_at > self.settings.save_seconds:
+            return True
+        return self.state.step % self.settings.save_every == 0 and self.state.step != self._saved_step
+
+    def _save(self) -> None:
+        self._saved_at, self._unsaved, self._saved_step = time.monotonic(), False, self.state.step
+        self.state.seconds = self._earlier[1] + time.monotonic() - self._began
+        if self.group.leads:
+            kept = asdict(self.state) | {"made_from": self.made_from}
+            checkpoint.save(self.checkpoints, self.state.step, self.parameters, self.optimizer, kept)
+
+    def _advance(self) -> None:
+        """Take the next step, or pass it over as the recipe says when its loss is not finite."""
+        state = self.state
+        step, tick = state.step, time.monotonic()
+        if step in state.left_out:
+            state.step += 1
+            if self.tracker:
+                self.tracker.note({"step": state.step, "left_out": [text.owner for text in self._chosen(step)]})
+            return
+        try:
+            state.loss, norm, targets = self._step(step)
+        except _NotFinite:
+            self._pass_over(step)
+            return
+        state.step += 1
+        state.targets += targets
+        if self.tracker:
+            self.tracker.note(
+                {
+                    "step": state.step,
+                    "loss": state.loss,
+                    "norm": norm,
+                    "rate": learning_rate(step, self.steps, self.settings),
+                    "targets": targets,
+                    "seconds": round(time.monotonic() - tick, 4),
+                }
+            )
+        self._show()
+
+    def _pass_over(self, step: int) -> None:
+        """See that a step without a finite loss is left out.
+
+        Raises:
+            ModelError: the recipe says stop, or it is no accident of one batch.
+        """
+        owners = [text.owner for text in self._chosen(step)]
+        named = ", ".join(owners[:8]) + (f" and {len(owners) - 8} more" if len(owners) > 8 else "")
+        left_out = [*self.state.left_out, step]
+        in_a_row = set(range(step - LOST_IN_A_ROW + 1, step + 1)) <= set(left_out)
+        if self.settings.on_nan == "stop" or in_a_row:
+            raise ModelError(
+                f"the loss is not a finite number at step {step + 1}",
+                code="train-nan",
+                where=f"conversations {named}",
+                hint="the last checkpoint is whole; lower train.learning_rate, or set train.on_nan to `skip`",
+            )
+        if self.settings.on_nan == "rollback":
+            self._restore()
+        console.warn(f"step {step + 1} has no finite loss and is left out (conversations {named})")
+        self.state.left_out = left_out
+
+    def _take_best(self) -> None:
+        """Give the model the best weights; without a sound copy of them it keeps the last."""
+        if self.settings.keep == "last" or self.state.best_validation is None:
+            return
+        best = checkpoint.at(self.checkpoints, self.state.best_step)
+        if checkpoint.whole(best):
+            checkpoint.load_weights(best, self.parameters)
+        else:
+            console.warn(f"the weights of step {self.state.best_step} are damaged; the last ones are kept instead")
+            self.state.best_step, self.state.best_validation = self.state.step, None

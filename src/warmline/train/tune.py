@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from warmline import console, recipe
-from warmline.errors import DataError
 from warmline.messages import Conversation
 from warmline.model import adapter, load, scratch
 from warmline.model.template import Template
 from warmline.model.texts import Texts, encode_all
 from warmline.runs import read_jsonl, write_json
-from warmline.train.loop import Loop, steps_for
-
-MEMORISED_EPOCHS = 10
-"""Passes over a small corpus from which on the loss says more about memory than about skill (seed 002: 116)."""
+from warmline.train import checkpoint
+from warmline.train.group import Group
+from warmline.train.loop import Loop
+from warmline.train.plan import make_plan, this_machine
+from warmline.train.samples import replies_of
+from warmline.train.track import Tracker
 
 
 def conversations(path: Path) -> Iterator[Conversation]:
@@ -42,67 +43,70 @@ def prepare_base(settings: recipe.Recipe, data: Path, folder: Path) -> dict[str,
     return {"vocabulary": len(tokenizer), "shape": shape.model_dump()}
 
 
-def cautions(settings: recipe.Recipe, train: Texts, validation: Texts) -> list[str]:
-    """What a careful reader would say before the run starts."""
-    steps = steps_for(settings.train, len(train.encoded))
-    epochs = steps * settings.train.batch / len(train.encoded)
-    found = []
-    if settings.adapter.method == "lora" and epochs > MEMORISED_EPOCHS:
-        found.append(
-            f"{epochs:.0f} passes over {len(train.encoded):,} texts: the model will learn them by heart; "
-            "judge it by the held-out split, not by the training loss"
-        )
-    if not validation.encoded:
-        found.append("there is no validation split, so memorising cannot be told from learning")
-    if settings.train.warmup and settings.train.schedule == "constant":
-        found.append("warm-up before a constant schedule only delays it")
-    if train.split or train.left_out:
-        found.append(
-            f"{train.split:,} conversations were split at turn boundaries and {train.left_out:,} exchanges left out "
-            f"to fit {settings.prompt.context:,} tokens"
-        )
-    if settings.prompt.supervise == "all" and settings.adapter.method == "lora":
-        found.append("the loss is on the visitor's words too: the model learns to write them")
-    return found
+def texts_of(settings: recipe.Recipe, data: Path, tokenizer: Any) -> tuple[Template, Texts, Texts]:
+    """The training and the validation split of a data stage, as the model will see them."""
+    template = Template.of(tokenizer, settings.prompt)
+    train, validation = (
+        encode_all(conversations(data / f"{split}.jsonl"), template, settings.prompt) for split in ("train", "val")
+    )
+    return template, train, validation
 
 
-def tune(settings: recipe.Recipe, data: Path, folder: Path) -> dict[str, Any]:
+def model_to_train(settings: recipe.Recipe) -> Any:
+    """The base with what is to be trained on it: every weight, or a new adapter."""
+    if settings.adapter.method == "lora":
+        return adapter.add_adapter(load.load_model(settings.base), settings.adapter, settings.train.seed)
+    model = load.load_model(settings.base.model_copy(update={"load": "fp32"}))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def tune(
+    settings: recipe.Recipe,
+    data: Path,
+    folder: Path,
+    *,
+    group: Group | None = None,
+    made_from: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train as the recipe says; leave `adapter/` (or `model/` for the full method) and `metrics.jsonl` in `folder`.
 
-    Work already done in `folder` by an interrupted run goes on where it stopped. Returns a summary for the manifest.
+    Work already done in `folder` by an interrupted run goes on where it stopped, if it was `made_from` the same.
+    Returns a summary for the manifest. Of several processes the leading one writes.
 
     Raises:
         DataError: a split that is needed is empty.
         ModelError: the base cannot be loaded or does not fit the recipe.
+        RunError: the work in `folder` was begun with other data, another base or other settings.
     """
+    group, made_from = group or Group(), made_from or {}
+    checkpoint.same(folder, made_from)
     tokenizer = load.load_tokenizer(settings.base)
-    template = Template(tokenizer, settings.prompt.template, settings.prompt.system)
-    train = encode_all(conversations(data / "train.jsonl"), template, settings.prompt)
-    validation = encode_all(conversations(data / "val.jsonl"), template, settings.prompt)
-    if not train.encoded:
-        raise DataError(
-            f"no conversation fits {settings.prompt.context} tokens",
-            code="data-empty",
-            hint="raise prompt.context",
-        )
-    for caution in cautions(settings, train, validation):
+    template, train, validation = texts_of(settings, data, tokenizer)
+    plan = make_plan(settings, this_machine(), train, validation)
+    for line in plan.short():
+        console.say(line)
+    for caution in plan.cautions:
         console.warn(caution)
-    full = settings.adapter.method == "full"
-    base = settings.base.model_copy(update={"load": "fp32"}) if full else settings.base
-    model = load.load_model(base)
-    if full:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-    else:
-        model = adapter.add_adapter(model, settings.adapter, settings.train.seed)
+    model = model_to_train(settings)
     size = load.size(model)
-    console.say(
-        f"{settings.base.model} in {base.load}: {size.total / 1e6:,.1f} M parameters, "
-        f"{size.trainable / 1e6:,.2f} M trained; {train.tokens:,} tokens, {train.targets:,} of them targets"
-    )
-    outcome = Loop(model, train.encoded, validation.encoded, settings.train, folder).run()
+    names = settings.train.track if group.leads else ()
+    outcome = Loop(
+        model,
+        train.encoded,
+        validation.encoded,
+        settings.train.model_copy(update={"pack": plan.pack}),
+        folder,
+        group=group,
+        replies=replies_of(model, template, settings.evaluate, settings.train.samples),
+        tracker=Tracker(folder, names, settings.name, settings.train.model_dump(mode="json")),
+        made_from=made_from,
+    ).run()
     identity = load.identity(settings.base)
-    if full:
+    if not group.leads:
+        pass
+    elif settings.adapter.method == "full":
         model.to(torch.bfloat16)
         model.config.dtype = torch.bfloat16
         with load.quiet():

@@ -77,8 +77,8 @@ def export(
     trained = run.manifest("train")
     # Before anything is loaded: what refuses must refuse at once.
     common = {
-        "train": trained["key"],
-        "safety": safety(run, trained["key"], override),
+        "train": (tuned := run.manifest(run.tuned)["key"]),
+        "safety": safety(run, tuned, override),
         "base_licence": base_licence or card.licence_of_base(settings.base),
     }
     wanted = set(forms)
@@ -168,7 +168,7 @@ class _Work:
 
     def _adapter(self) -> dict[str, Any]:
         target = self.folder / "adapter"
-        row = merge.copy_adapter(self.run.folder / "train" / "adapter", target, self.settings.base)
+        row = merge.copy_adapter(self.run.folder / self.run.tuned / "adapter", target, self.settings.base)
         with load.quiet():
             self.template.tokenizer.save_pretrained(target)
         return row
@@ -176,7 +176,7 @@ class _Work:
     def _merged(self, target: Path) -> dict[str, Any]:
         shutil.rmtree(target, ignore_errors=True)
         if not self.full:
-            row = merge.merge(self.settings.base, self.run.folder / "train" / "adapter", self.template, target)
+            row = merge.merge(self.settings.base, self.run.folder / self.run.tuned / "adapter", self.template, target)
         else:
             model = merge.original(recipe.Base(model=str(self.run.folder / "train" / "model")))
             merge.save(model, self.template, target)
@@ -229,7 +229,7 @@ class _Work:
 
     def _lora(self) -> dict[str, Any]:
         """The adapter apart, and its base as a GGUF for it, for programs that switch it on and off."""
-        folder, adapter = self.folder / "gguf", self.run.folder / "train" / "adapter"
+        folder, adapter = self.folder / "gguf", self.run.folder / self.run.tuned / "adapter"
         folder.mkdir(exist_ok=True)
         plain = self.folder / ".base"
         try:
