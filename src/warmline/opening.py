@@ -114,7 +114,7 @@ def open_engine(
         )
     from warmline.engine.local import LocalEngine
 
-    return LocalEngine.open(settings, run.folder / "train" if tuned else None, run.name)
+    return LocalEngine.open(settings, run.folder / run.tuned if tuned else None, run.name)
 
 
 def _template(run: Run, settings: recipe.Recipe) -> Template:

@@ -186,6 +186,25 @@ class Train(Section):
         return 2048 if self.pack == "auto" else self.pack
 
 
+class Prefer(Section):
+    """Which of two replies is better (DPO, arXiv 2305.18290): what `warmline prefer` teaches the trained adapter."""
+
+    sources: tuple[str, ...] = ("sample",)
+    """Files or folders of pairs: prompt, chosen, rejected. `sample` are those that ship with Warmline."""
+    validation: float = Field(0.1, ge=0, lt=0.5)
+    """Share of prompts held out to measure what was learnt."""
+    beta: float = Field(0.1, gt=0)
+    """How closely the result is held to the adapter it began as. Lower moves further away from it."""
+    epochs: float = Field(2.0, gt=0)
+    """Passes over the pairs."""
+    batch: int = Field(8, ge=1)
+    """Pairs in one optimizer step."""
+    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    """Largest step size. Far below that of training: too much unlearns how to speak."""
+    save_every: int = Field(10, ge=1)
+    """Steps between two checkpoints. An interrupted run loses at most so many."""
+
+
 class Evaluate(Section):
     """What the tuned model and its base are asked."""
 
@@ -224,6 +243,7 @@ class Recipe(Section):
     prompt: Prompt = Prompt()
     adapter: Adapter = Adapter()
     train: Train = Train()
+    preference: Prefer = Prefer()
     evaluate: Evaluate = Evaluate()
     engine: Engine = Engine()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from warmline import console
 from warmline.errors import DataError
+
+if TYPE_CHECKING:
+    from warmline.corpus.augment import Writer, Written
+    from warmline.messages import Message
 
 data = typer.Typer(
     help="Look into counselling data and make clean, anonymous, leak-free splits of it.", no_args_is_help=True
@@ -226,8 +231,16 @@ def show_(
 @data.command("augment")
 def augment_(
     folder: Annotated[Path, typer.Argument(help="Folder made by `data prepare`.")],
-    server: Annotated[str, typer.Option("--server", help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")],
-    model: Annotated[str, typer.Option("--model", help="Model name there.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Who writes: a folder or hub id, loaded here, or with --server its name there."),
+    ],
+    server: Annotated[
+        str | None, typer.Option("--server", help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")
+    ] = None,
+    precision: Annotated[
+        Literal["nf4", "int8", "bf16", "fp32"], typer.Option("--load", help="Precision of a model loaded here.")
+    ] = "nf4",
     kinds: Annotated[
         str, typer.Option("--kinds", help="What to make: paraphrase, persona, follow-up; with commas.")
     ] = "paraphrase",
@@ -240,10 +253,12 @@ def augment_(
 ) -> None:
     """Make more training conversations with a language model, marked synthetic. Validation and test stay untouched.
 
-    The training conversations are sent to the server: name one you trust with them. Stopped, it goes on where it was.
+    A model loaded here keeps the conversations on this machine. A server gets them: name one you trust with them.
+    Stopped, it goes on where it was.
 
     \b
-    Example:
+    Examples:
+      warmline data augment data/ --model ./Qwen3-4B --load nf4
       warmline data augment data/ --server http://localhost:8000/v1 --model qwen --kinds paraphrase,follow-up
     """
     from typing import get_args
@@ -257,11 +272,32 @@ def augment_(
                 f"--kinds {kind.strip()} is not known", code="usage", hint=f"known: {', '.join(get_args(augment.Kind))}"
             )
         chosen.append(kind.strip())  # type: ignore[arg-type]
-    writer = augment.Server(server, model, per_minute=per_minute)
+    writer = augment.Server(server, model, per_minute=per_minute) if server else _writer(model, precision)
     spent = augment.Spent(price_in=price_in, price_out=price_out)
     result = augment.augment_folder(folder, writer, kinds=chosen, each=each, limit=limit, spent=spent, budget=budget)
     console.say(f"{result['made']:,} new conversations: {folder / 'synthetic.jsonl'}; train on it as one more source")
     console.json_line(result)
+
+
+def _writer(model: str, precision: str) -> Writer:
+    """A model loaded in this process. What is too long for it is answered by nothing, and so not taken."""
+    from warmline import recipe
+    from warmline.corpus.augment import Written
+    from warmline.engine.base import Call, Options
+    from warmline.engine.local import LocalEngine
+
+    chosen = {"name": "writer", "base": {"model": model, "load": precision}, "prompt": {"context": 4096}}
+    engine = LocalEngine.open(recipe.parse(chosen), None, "writer")
+    options = Options(max_tokens=1024, temperature=0.8, top_p=0.95, repetition_penalty=1.0)
+
+    def write(messages: Sequence[Message]) -> Written:
+        if not engine.fits(list(messages), 64):
+            return Written("")
+        call = Call(messages, options)
+        text = "".join(engine.reply(call))
+        return Written(text, call.usage.prompt_tokens, call.usage.completion_tokens)
+
+    return write
 
 
 def _show(summary: dict[str, object]) -> None:

@@ -59,7 +59,7 @@ def exported(run: Run, *, tuned: bool) -> tuple[Files | None, str]:
     stage = run.folder / "export"
     if not (stage / MANIFEST).exists():
         return None, "the run has no GGUF"
-    if read_json(stage / MANIFEST)["inputs"].get("train") != run.manifest("train")["key"]:
+    if read_json(stage / MANIFEST)["inputs"].get("train") != run.manifest(run.tuned)["key"]:
         return None, "the exported GGUF is of an earlier training"
     verified: Mapping[str, Any] = read_json(stage / "verified.json")
     folder = stage / "gguf"
