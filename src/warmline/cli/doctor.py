@@ -69,7 +69,7 @@ Row = tuple[str, str, str, bool]
 
 def machine(runs: Path) -> Iterator[Row]:
     """Processor, memory, disk, GPU."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = _flags()

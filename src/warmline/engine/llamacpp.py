@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from warmline.engine.base import Call, Options, UntilStop, common
 from warmline.engine.sequences import SharedContext
