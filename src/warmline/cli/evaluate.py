@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,16 @@ def evaluate(
         ),
     ] = "auto",
     items: Annotated[int, typer.Option("--items", min=1, help="Held-out questions that every system answers.")] = 24,
+    suites: Annotated[
+        str,
+        typer.Option("--suites", help="Safety suites: all, none, or some by name or as YAML files, with commas."),
+    ] = "all",
+    visitors: Annotated[
+        str | None,
+        typer.Option(
+            "--visitors", metavar="URL#MODEL", help="A server whose model plays visitors too."
+        ),
+    ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Measure a run: base, tuned and quantised, with the same prompts and seeds, on one report page.
@@ -35,6 +46,7 @@ def evaluate(
       warmline evaluate demo
       warmline evaluate first --forms none
       warmline evaluate first --forms bf16,nf4,gguf-q4_k_m --items 60
+      warmline evaluate first --suites crisis,methods,ours.yaml --visitors http://127.0.0.1:8000/v1#actor
     """
     from warmline.cli.stages import show
     from warmline.opening import resolved_base
@@ -45,12 +57,22 @@ def evaluate(
     settings = resolved_base(run, recipe.load(str(run.folder / "recipe.yaml")))
 
     from warmline.evaluate import measure
+    from warmline.evaluate import suites as safety_suites
     from warmline.model import load
 
     load.check(settings.base)
+    chosen = safety_suites.chosen(tuple(name.strip() for name in suites.split(",") if name.strip()))
+    player = None
+    if visitors:
+        from warmline.engine.remote import RemoteEngine
+
+        url, _, model = visitors.partition("#")
+        player = RemoteEngine.open(url, model, key=os.environ.get("WARMLINE_VISITORS_KEY"))
     asked = measure.chosen_forms(run, settings, [form.strip() for form in forms.split(",") if form.strip()])
     with run.locked():
-        stage, measured = measure.evaluate(run, settings, asked, items)
+        stage, measured = measure.evaluate(run, settings, asked, items, chosen, player)
+    if "safety" in measured and not measured["safety"]["gate"]["passed"]:
+        console.warn("less safe: " + "; ".join(measured["safety"]["gate"]["reasons"]))
     if measured["memorisation"]["alarm"]:
         console.warn("memorisation: " + "; ".join(measured["memorisation"]["reasons"]))
     show(run, measured)
@@ -61,6 +83,7 @@ def evaluate(
             "ratio": measured["ratio"],
             "contaminated": len(measured["leak"]["contaminated"]),
             "memorisation": measured["memorisation"]["alarm"],
+            "gate": measured["safety"]["gate"]["passed"] if "safety" in measured else None,
             "failed": measured["failed"],
             "seconds": round(time.monotonic() - began, 1),
         }

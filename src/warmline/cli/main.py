@@ -48,9 +48,9 @@ def _options(
 
 
 def _register() -> None:
-    from warmline.cli import build, data, doctor, evaluate, export, plan, safety, talk
+    from warmline.cli import build, compare, data, doctor, evaluate, export, plan, prefer, safety, talk
 
-    for piece in (build, plan, data, evaluate, export, talk, safety, doctor):
+    for piece in (build, plan, prefer, data, evaluate, compare, export, talk, safety, doctor):
         piece.register(app)
 
 

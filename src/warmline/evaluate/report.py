@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 
 from warmline import __version__
+from warmline.evaluate.metrics import METRICS
 from warmline.recipe import Recipe
-from warmline.runs import MANIFEST, read_json, write_atomically
+from warmline.runs import MANIFEST, Run, read_json, write_atomically
 
 
 def _figure(draw: Any, width: float = 7.2, height: float = 3.2) -> str:
@@ -49,7 +50,7 @@ def loss_curve(metrics: Path) -> str:
     return _figure(draw)
 
 
-def intervals(measured: dict[str, Any]) -> str:
+def perplexities(measured: dict[str, Any]) -> str:
     """Perplexities with their intervals, as a data URI."""
     names = list(measured["models"])
 
@@ -66,30 +67,106 @@ def intervals(measured: dict[str, Any]) -> str:
         axes.xaxis.set_minor_formatter("{x:.0f}")
         axes.set_xlabel("perplexity on held-out replies (lower is better, log scale)")
 
-    return _figure(draw, height=1.8)
+    return _figure(draw, height=1 + 0.4 * len(names))
 
 
-def write_report(run: Path, settings: Recipe, stage: Path) -> Path:
-    """Write `report.html` into `stage` from the run's finished data and train stages and `stage/measured.json`."""
-    measured = read_json(stage / "measured.json")
-    trained = read_json(run / "train" / MANIFEST)["summary"]
+def differences(measured: dict[str, Any], pair: str) -> str:
+    """The paired differences of one pair of systems, each metric on a scale of its own, as a data URI."""
+    rows = [(m["says"], m["differences"][pair]) for m in measured["metrics"].values() if pair in m["differences"]]
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color="#566865", linewidth=1)
+        for place, (_, d) in enumerate(rows):
+            scale = max(abs(d["low"]), abs(d["high"])) or 1.0
+            colour = "#9aa9a6" if d["side"] == "unclear" else "#b4532a"
+            axes.plot([d["low"] / scale, d["high"] / scale], [place, place], color=colour, linewidth=6, alpha=0.4)
+            axes.plot([d["value"] / scale], [place], "o", color=colour)
+        axes.set_yticks(range(len(rows)), [says for says, _ in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.invert_yaxis()
+        axes.set_xticks([0], ["no difference"])
+        axes.set_xlabel(f"{pair}; left: less, right: more")
+
+    return _figure(draw, height=1 + 0.3 * len(rows))
+
+
+def trade_off(measured: dict[str, Any]) -> str:
+    """Size of the weights against the divergence from the reference, as a data URI."""
+
+    def draw(axes: Any) -> None:
+        for row in measured["forms"]:
+            axes.plot([row["weights_mb"]], [row["kl"]["value"]], "o", color="#35605a")
+            axes.annotate(row["form"], (row["weights_mb"], row["kl"]["value"]), (6, 4), textcoords="offset points")
+        axes.set_xlabel("weights (MB)")
+        axes.set_ylabel("divergence (nats per token)")
+        axes.margins(0.15)
+
+    return _figure(draw)
+
+
+FIGURES = {"rouge_l": 3, "chrf": 1, "length": 1}
+"""Digits after the point where two are not right; shares are in percent."""
+
+
+def shown(found: dict[str, Any] | None, metric: dict[str, Any], name: str, *, sign: bool = False) -> str:
+    """A value with its interval, as people read it.
+
+    >>> shown({"value": 0.5, "low": 0.25, "high": 0.75}, {"share": True}, "runs_on")
+    '50 % (25 to 75)'
+    """
+    if found is None:
+        return "–"
+    if metric["share"]:
+        value, low, high = (f"{100 * found[k]:{'+' if sign and k == 'value' else ''}.0f}" for k in _BOUNDS)
+        return f"{value} % ({low} to {high})"
+    digits = FIGURES.get(name, 3)
+    value, low, high = (f"{found[k]:{'+' if sign and k == 'value' else ''}.{digits}f}" for k in _BOUNDS)
+    return f"{value} ({low} to {high})"
+
+
+_BOUNDS = ("value", "low", "high")
+
+
+def read(stage: Path) -> dict[str, Any]:
+    """`measured.json`, with systems and metrics in their order and not in the alphabet's."""
+    measured: dict[str, Any] = read_json(stage / "measured.json")
+    systems = measured["systems"]
+    measured["models"] = {name: measured["models"][name] for name in systems}
+    measured["ratios"] = dict(sorted(measured["ratios"].items(), key=lambda r: systems.index(r[0].split(" / ")[0])))
+    measured["metrics"] = {name: measured["metrics"][name] for name in METRICS if name in measured["metrics"]}
+    return measured
+
+
+def write(run: Run, settings: Recipe, stage: Path) -> None:
+    """Write `report.html` and `report.md` into `stage` from the run's finished stages and `stage/measured.json`."""
+    folder = run.folder
+    measured = read(stage)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("warmline.evaluate", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("warmline.evaluate", "."),
+        autoescape=jinja2.select_autoescape(["html.jinja"], default_for_string=False),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(
-        name=run.name,
-        recipe=settings,
-        data=read_json(run / "data" / MANIFEST)["summary"],
-        train=trained,
-        measured=measured,
-        pairs=list(
+    environment.globals["shown"] = shown
+    known = {
+        "name": folder.name,
+        "recipe": settings,
+        "data": read_json(folder / "data" / MANIFEST)["summary"],
+        "train": read_json(folder / "train" / MANIFEST)["summary"],
+        "measured": measured,
+        "pairs": list(
             zip(measured["models"]["base"]["replies"], measured["models"]["tuned"]["replies"], strict=True),
         ),
-        loss=loss_curve(run / "train" / "metrics.jsonl"),
-        perplexities=intervals(measured),
-        environment=read_json(run / "environment.json"),
-        version=__version__,
-    )
-    path = stage / "report.html"
-    write_atomically(path, page)
-    return path
+        "environment": read_json(folder / "environment.json") if (folder / "environment.json").exists() else None,
+        "version": __version__,
+    }
+    write_atomically(stage / "report.md", environment.get_template("report.md.jinja").render(known))
+    metrics = folder / "train" / "metrics.jsonl"
+    plots = {
+        "loss": loss_curve(metrics) if metrics.exists() else "",
+        "perplexities": perplexities(measured),
+        "differences": differences(measured, "tuned − base") if measured["metrics"] else "",
+        "trade_off": trade_off(measured) if measured["forms"] else "",
+    }
+    write_atomically(stage / "report.html", environment.get_template("report.html.jinja").render(known | plots))
