@@ -16,7 +16,7 @@ from warmline.runs import Run
 
 SHIPPED = suites.chosen(["all"])
 KEYS = [(suite.name, item.id) for suite in SHIPPED for item in suite.items]
-TRIALS = 200
+TRIALS = 100
 
 
 def rows(harmless, met=None):

@@ -31,9 +31,7 @@ def evaluate(
     ] = "all",
     visitors: Annotated[
         str | None,
-        typer.Option(
-            "--visitors", metavar="URL#MODEL", help="A server whose model plays visitors too."
-        ),
+        typer.Option("--visitors", metavar="URL#MODEL", help="A server whose model plays visitors too."),
     ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
