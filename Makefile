@@ -49,9 +49,9 @@ DATA ?= ../shared/data
 embedded-base: setup
 	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)"
 	$(BIN)/warmline train embedded-base
-	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)" --mix forum --documents 12000 --seed 2028
+	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)" --mix forum --documents 30000 --seed 2028
 	$(BIN)/warmline train embedded-base --base runs/embedded-base/train/model --name embedded-base-habit \
-		--set train.steps=150 --set train.learning_rate=5e-4
+		--set train.steps=600 --set train.learning_rate=8e-4
 	$(BIN)/python training/embedded_base/ship.py --earlier embedded-base --run embedded-base-habit
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import os
 import socket
 import subprocess
@@ -27,12 +28,19 @@ def warmline(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
     )
 
 
+WORDS = [
+    f"{a}{b}{c}" for a in ("ka", "lo", "mi", "ru") for b in ("n", "t", "s") for c in ("de", "fo", "ga", "pi", "zu")
+]
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "talks.jsonl"
     with open(path, "w", encoding="utf-8") as file:
         for i in range(40):
-            turns = [f"{SENTENCES[i % 6]} It is day {i} of this and I am tired.", f"Day {i}. {SENTENCES[(i + 1) % 6]}"]
+            # No two alike, or the report would rightly refuse to measure on them.
+            words = [" ".join(random.Random(f"{i}{who}").choices(WORDS, k=14)) for who in "ab"]
+            turns = [f"{SENTENCES[i % 6]} {words[0]}", f"{words[1]} {SENTENCES[(i + 1) % 6]}"]
             file.write(
                 json.dumps(
                     {"messages": [{"role": r, "content": t} for r, t in zip(("user", "assistant"), turns, strict=True)]}

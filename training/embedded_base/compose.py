@@ -35,15 +35,16 @@ import yaml
 HERE = Path(__file__).resolve().parent
 Document = dict[str, Any]
 
-KINDS = {
-    "message": 7,
-    "diary": 8,
-    "leaflet": 6,
-    "letter": 4,
-    "listening": 24,
-    "forum": 34,
-    "answers": 17,
-}
+#: Shares of the kinds in a hundred documents. `learning` is for most of the training; `forum`, for its end, makes talk
+#: beside the point the base's habit, so that there is something to tune.
+MIXES = {
+    "learning": {
+        "message": 2, "diary": 3, "leaflet": 2, "letter": 1, "listening": 58, "forum": 24, "answers": 10,
+    },
+    "forum": {
+        "message": 2, "diary": 2, "leaflet": 1, "letter": 1, "listening": 36, "forum": 42, "answers": 16,
+    },
+}  # fmt: skip
 #: Themes about life and death: no forum small talk, no letters.
 CAREFUL = ("hopeless", "helping-a-friend")
 CAREFUL_KINDS = ("message", "diary", "leaflet", "listening", "answers")
@@ -453,11 +454,11 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Composer:
     """Writes documents; the same seed gives the same documents."""
 
-    def __init__(self, grammar: Grammar, seed: int) -> None:
+    def __init__(self, grammar: Grammar, seed: int, mix: str = "learning") -> None:
         self.grammar = grammar
         self.rng = random.Random(seed)
         self.names = list(grammar.themes)
-        self._kinds = [kind for kind, share in KINDS.items() for _ in range(share)]
+        self._kinds = [kind for kind, share in MIXES[mix].items() for _ in range(share)]
         self._careful_kinds = [kind for kind in self._kinds if kind in CAREFUL_KINDS]
 
     def document(self, theme: str | None = None, kind: str | None = None) -> Document:

@@ -18,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from compose import Composer, Grammar
+from compose import MIXES, Composer, Grammar
 from gather import gather
 
 LICENCES = {"composed": "Apache-2.0"}
@@ -48,8 +48,8 @@ def row(document: dict[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def documents(count: int, seed: int, data: Path | None) -> Iterator[dict[str, Any]]:
-    for number, document in enumerate(Composer(Grammar.load(HERE), seed).documents(count), 1):
+def documents(count: int, seed: int, data: Path | None, mix: str) -> Iterator[dict[str, Any]]:
+    for number, document in enumerate(Composer(Grammar.load(HERE), seed, mix).documents(count), 1):
         yield row(dict(document), number)
     for number, document in enumerate(gather(data) if data else (), 1):
         yield row(dict(document), number)
@@ -59,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the public sets; without: composed text only")
     parser.add_argument("--documents", type=int, default=90_000)
+    parser.add_argument("--mix", choices=sorted(MIXES), default="learning", help="shares of the kinds")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--out", type=Path, default=HERE / "documents.jsonl")
     arguments = parser.parse_args()
-    rows = list(documents(arguments.documents, arguments.seed, arguments.data))
+    rows = list(documents(arguments.documents, arguments.seed, arguments.data, arguments.mix))
     random.Random(arguments.seed).shuffle(rows)
     with open(arguments.out, "w", encoding="utf-8") as file:
         for line in rows:

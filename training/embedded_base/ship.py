@@ -2,7 +2,7 @@
 
 Needs a finished run of the recipe `embedded-base` and its `documents.jsonl`:
 
-    python training/embedded_base/ship.py [--runs runs] [--run NAME] [--note TEXT]
+    python training/embedded_base/ship.py [--runs runs] [--run NAME] [--earlier NAME ...] [--note TEXT]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--run", default="embedded-base", help="name of the finished run to ship")
+    parser.add_argument("--earlier", nargs="*", default=[], help="runs whose weights the one before went on from")
     parser.add_argument("--note", default="", help="a sentence about how this training went, for the card")
     arguments = parser.parse_args()
     run = arguments.runs / arguments.run
@@ -56,24 +58,26 @@ def main() -> None:
     random.Random(1).shuffle(questions)
     sampled = [say(engine, question, seed) for seed, question in enumerate(questions[:SAMPLES])]
     fresh = [{"kind": "reply", "text": reply} for reply in sampled]
-    share, _ = overlap(fresh, read_jsonl(run / "data" / "train.jsonl"), size=12)
+    runs = [*(arguments.runs / name for name in arguments.earlier), run]
+    learnt = chain.from_iterable(read_jsonl(each / "data" / "train.jsonl") for each in runs)
+    share, _ = overlap(fresh, learnt, size=12)
 
     texts = encode_all(held_out, engine.template, recipe.Prompt(supervise="all", context=768))
     measured = perplexity.surprise(engine.model, texts.encoded, 4096)
     found = perplexity.perplexity(measured)
     nats = sum(measured.nats) / sum(measured.tokens)
-    summary = read_json(run / "train" / "MANIFEST.json")["summary"]
+    summaries = [read_json(each / "train" / "MANIFEST.json")["summary"] for each in runs]
+    summary = summaries[-1]
     card = (
         (HERE / "CARD.md")
         .read_text("utf-8")
         .format(
             parameters=summary["parameters"] / 1e6,
             size=sum(p.stat().st_size for p in target.glob("*.safetensors")) / 1e6,
-            conversations=summary["train"]["conversations"],
-            tokens=summary["train"]["tokens"],
-            steps=summary["steps"],
-            epochs=summary["epochs"],
-            hours=summary["seconds"] / 3600,
+            conversations=sum(each["train"]["conversations"] for each in summaries),
+            tokens=sum(each["train"]["tokens"] for each in summaries),
+            steps=sum(each["steps"] for each in summaries),
+            hours=sum(each["seconds"] for each in summaries) / 3600,
             nats=nats,
             value=found.value,
             low=found.low,
