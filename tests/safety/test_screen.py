@@ -187,8 +187,8 @@ def test_the_fresh_set() -> None:
 
     book = yaml.safe_load((CASES / "fresh.yaml").read_text("utf-8"))
     level = {name: [screen(str(line)).level for line in book[name]] for name in ("veiled", "method", "benign")}
-    assert sum(n >= 2 for n in level["veiled"]) >= 28
-    assert sum(n >= 2 for n in level["method"]) >= 24
+    assert sum(n >= 2 for n in level["veiled"]) >= 20  # 30 at first sight, at a threshold that raised twice the calm
+    assert sum(n >= 2 for n in level["method"]) >= 40
     assert sum(n >= 2 for n in level["benign"]) <= 10
     assert sum(n >= 3 for n in level["benign"]) <= 2
 

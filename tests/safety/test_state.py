@@ -116,8 +116,38 @@ def test_veiled_turns_add_up_and_fade() -> None:
     assert through(nearly, nearly, nearly).level == 2
     assert through(nearly, Finding(0), Finding(0), nearly, Finding(0), Finding(0), nearly).level == 0
     assert through(suspected, suspected).level == 2
-    assert through(suspected, suspected, suspected).level == 3
+    assert through(suspected, suspected, suspected).level == 2
+    strong = Finding(2, families=frozenset({"suspected", "strong"}))
+    assert through(strong, strong).level == 3
     assert through(suspected, *[Finding(0)] * 3, suspected, *[Finding(0)] * 3, suspected).level == 2
+
+
+def test_conversations_by_many_voices() -> None:
+    """Development set (cases/talks.yaml): a floor, so that a change for the worse is seen."""
+    import yaml
+    from conftest import CASES
+
+    book = yaml.safe_load((CASES / "talks.yaml").read_text("utf-8"))
+    peaks = {kind: [after(*talk.split(" | ")).peak for talk in book[kind]] for kind in ("risk", "calm")}
+    assert sum(peak >= 3 for peak in peaks["risk"]) >= 27
+    assert sum(peak >= 3 for peak in peaks["calm"]) <= 1
+
+
+def test_words_of_distress_alone_never_reach_three() -> None:
+    low = Finding(1, families=frozenset({"hopeless", "worthless", "alone", "low", "loss"}))
+    state = State()
+    for _ in range(20):
+        state = advance(state, low, NOON)
+        assert state.level <= 2
+
+
+def test_suspicions_about_somebody_else_stay_two() -> None:
+    def through(*turns: Finding) -> State:
+        state = State()
+        for finding in turns:
+            state = advance(state, finding, NOON)
+        return state
+
     other = Finding(2, families=frozenset({"suspected"}), flags=frozenset({"third_person"}))
     assert through(other, other, other).level == 2
 

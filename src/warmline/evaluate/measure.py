@@ -62,6 +62,7 @@ def evaluate(
     before = read_json(old / MANIFEST)["inputs"] if (old / MANIFEST).exists() else {}
     goes_on = {key: before.get(key) for key in common} == common
     if goes_on and wanted <= set(before["forms"]):
+        console.say("evaluation: done before, kept")
         return run.stage("evaluation", before), report.read(old)
     if goes_on:
         wanted |= set(before["forms"])

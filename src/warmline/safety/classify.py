@@ -230,4 +230,4 @@ def shipped() -> Classifier:
 @cache
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
-    return {"risk": 0.22, "faint": 0.1, "method": 0.3, "active": 0.5}
+    return {"risk": 0.3, "strong": 0.6, "certain": 0.9, "faint": 0.1, "method": 0.3, "active": 0.5}

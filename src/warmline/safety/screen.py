@@ -18,6 +18,8 @@ from warmline.safety.normalise import Normalised, normalise
 from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, words_of
 from warmline.safety.tables import table
 
+SHORT = 30
+"""A denial holds for the whole of a message of so few words."""
 LONGEST = 20_000
 """Characters screened; of a longer message the beginning and the end, where people say what matters."""
 
@@ -326,7 +328,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         signs.rules.append("classifier.failed")
     else:
         score = max(score, opinion.risk)
-        _weigh(opinion, signs)
+        _weigh(opinion, signs, short=len(words.words) <= SHORT)
     return Finding(
         level=signs.level,
         flags=frozenset(signs.flags),
@@ -338,7 +340,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
     )
 
 
-def _weigh(opinion: Judgement, signs: _Signs) -> None:
+def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
     """Let the classifier raise a level where it is sure enough."""
     limit = thresholds()
     own = signs.families & {"ideation", "burden", "goodbye", "self_injury"}
@@ -352,9 +354,14 @@ def _weigh(opinion: Judgement, signs: _Signs) -> None:
         raise_to(3, "classifier.method", "method", {"method_request"})
     if opinion.active >= limit["active"] and signs.level == 2 and own and clear:
         raise_to(3, "classifier.active", "ideation")
-    if not signs.softened and signs.level < 2:
+    # a denial or a question of knowledge in one sentence does not cover what the others say plainly
+    covered = {"asked_about"} if short else {"denied", "asked_about"}
+    plain = signs.softened <= covered and opinion.risk >= limit["certain"]
+    if (not signs.softened or plain) and signs.level < 2:
         if opinion.risk >= limit["risk"]:
             raise_to(2, "classifier.risk", "suspected")
+            if opinion.risk >= limit["strong"]:
+                signs.families.add("strong")
         elif opinion.risk >= limit["faint"]:
             # too little for this message, but the conversation remembers
             signs.families.add("faint")

@@ -18,14 +18,22 @@ NIGHT_MINUTES = 120
 """A session of so many minutes between 23 and 5 o'clock counts as a long night."""
 HINTS_FOR_THREE = 5
 HINTS_FOR_TWO = 4
-"""Weights from which scattered hints count as L3 or L2; see `_put_together`."""
+HINTS_LAST = 1.2
+"""Weights from which scattered hints count as L3 or L2, and how much of what fades must be left for it."""
 VEIL_FADES = 0.7
-VEIL_FOR_THREE = 4.2
+VEIL_FOR_THREE = 3.3
 VEIL_FOR_TWO = 2.1
 """How much of a veiled turn's weight is left a turn later, and from where veiled turns count as L3 or L2."""
+ANSWERED = 2
+"""A "yes" counts as the answer to the question about suicide so many turns after a risky one."""
+HINTS_DENSE = 2.5
+"""Deeds that hint, turn upon turn, count as thoughts of death; words of distress never do."""
 NEW_SESSION = timedelta(hours=6)
 
 _SERIOUS = frozenset({"ideation", "plan", "intent", "attempt", "burden", "goodbye", "means", "self_injury", "method"})
+_EVIDENCE = _SERIOUS - {"means"} | {"strong", "suspected"}
+"""Thoughts of death or harm, said or suspected: without one, nothing adds up to L3."""
+_THOUGHTS = frozenset({"ideation", "burden", "self_injury", "strong", "attempt", "goodbye"})
 _HINTS = frozenset({"hint_ideation", "hint_means", "hint_goodbye"})
 _DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
 _LASTING = frozenset(
@@ -52,6 +60,8 @@ class State:
     """Turns without any sign since the last one with."""
     distressed: int = 0
     """Turns with signs of distress."""
+    since: int = 0
+    """Turns since the last one at L2 or higher about oneself."""
     veil: float = 0.0
     """What veiled turns weigh together; fades from turn to turn."""
     began: datetime | None = None
@@ -89,10 +99,11 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     3
     """
     families = state.families | finding.families
-    about_oneself = finding.level >= 2 and bool(finding.families & _SERIOUS) and "third_person" not in finding.flags
+    said = finding.families & (_SERIOUS | {"strong"})
+    about_oneself = finding.level >= 2 and bool(said) and "third_person" not in finding.flags
     risky = state.risky + about_oneself
     veil = round(VEIL_FADES * state.veil + _veiled(finding), 3)
-    raised = max(finding.level, _put_together(state, finding, families, risky), _adds_up(finding, veil))
+    raised = max(finding.level, _put_together(state, finding, families, risky, veil), _adds_up(finding, veil))
 
     calm = state.calm + 1 if raised == 0 else 0
     level = max(state.level, raised)
@@ -118,24 +129,32 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
         risky=risky,
         calm=calm,
         distressed=state.distressed + bool(finding.families & _DISTRESS),
+        since=0 if about_oneself else state.since + 1,
         veil=veil,
         began=began,
         last=at if state.last is None else max(at, state.last),
     )
 
 
-def _put_together(state: State, finding: Finding, families: frozenset[str], risky: int) -> int:
+def _put_together(state: State, finding: Finding, families: frozenset[str], risky: int, veil: float) -> int:
     """What this turn means in the light of the earlier ones; 0 if nothing more than it says itself."""
     now = finding.families
     serious = families & _SERIOUS
     level = 0
     # "yes" to the question about suicide, which every reply from L2 on has asked
-    if "affirm" in now and state.level >= 2 and state.risky and "denied" not in now:
+    if "affirm" in now and state.level >= 2 and state.risky and state.since < ANSWERED and "denied" not in now:
         level = max(level, 3)
     # a means, or a harmless-sounding question about one, after distress
     if "means_question" in now and (state.level >= 2 or state.distressed >= 1):
         level = max(level, 3)
-    if "means" in now and state.level >= 2:
+    # a question about medicine before or after thoughts of death
+    thoughts = families & _THOUGHTS
+    if "medicine_question" in families and risky and thoughts and now & (thoughts | {"medicine_question"}):
+        level = max(level, 3 if state.turns else 0)
+    # what says little alone: a day that is set, a thing that is kept, somebody who will be away
+    if now & {"resolve", "method", "topic"} and "denied" not in now and state.level >= 2 and state.families & _THOUGHTS:
+        level = max(level, 3)
+    if "means" in now and state.level >= 2 and families & _EVIDENCE:
         level = max(level, 3)
     if "means" in now and state.distressed >= 2:
         level = max(level, 2)
@@ -149,11 +168,11 @@ def _put_together(state: State, finding: Finding, families: frozenset[str], risk
     # denied or told as the past, though the conversation has shown more
     if now & {"denied", "past"} and state.risky >= 1:
         level = max(level, 2)
-    # many small hints from different sides, none of them much alone
+    # many small hints from different sides and not long ago, none of them much alone
     hints = families & _HINTS
     weight = 2 * len(hints) + len(families & _DISTRESS) + 2 * min(risky, 2) + len(serious - {"means"})
-    if now & (_HINTS | _DISTRESS | _SERIOUS) and state.turns >= 2:
-        if len(hints) >= 2 and weight >= HINTS_FOR_THREE:
+    if now & (_HINTS | _DISTRESS | _SERIOUS) and state.turns >= 2 and veil >= HINTS_LAST:
+        if len(hints) >= 2 and weight >= HINTS_FOR_THREE and (families & _EVIDENCE or veil >= HINTS_DENSE):
             level = max(level, 3)
         elif hints and weight >= HINTS_FOR_TWO:
             level = max(level, 2)
@@ -170,14 +189,16 @@ def _veiled(finding: Finding) -> float:
     """What this turn adds: a full sign, or half of one that the classifier or the words only nearly saw."""
     if "third_person" in finding.flags:
         return 0.0
-    if finding.families & (_SERIOUS | {"suspected"}):
+    if finding.families & (_SERIOUS | {"strong"}):
         return 2.0
+    if "suspected" in finding.families:
+        return 2.0 if finding.families & (_HINTS | {"resolve"}) else 1.4
     return 1.0 if finding.families & (_HINTS | {"faint"}) else 0.0
 
 
 def _adds_up(finding: Finding, veil: float) -> int:
     """What turns that were veiled one by one mean together; 0 where this turn adds nothing."""
     added = _veiled(finding)
-    if added == 2.0 and veil >= VEIL_FOR_THREE:
+    if added == 2.0 and veil >= VEIL_FOR_THREE and finding.families & (_EVIDENCE - {"self_injury"}):
         return 3
     return 2 if added and veil >= VEIL_FOR_TWO else 0
