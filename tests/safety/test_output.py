@@ -115,3 +115,17 @@ def test_quick_enough() -> None:
     began = time.perf_counter()
     through([text])
     assert time.perf_counter() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Please don't promise to keep it secret.", None),
+        ("It is better not promise to keep it secret; say that you may need help too.", None),
+        ("I promise to keep it secret.", "output.secrecy"),
+        ("Don't tell anyone, I promise to keep it between us.", "output.secrecy"),
+        ("Don't worry. I promise to keep it secret.", "output.secrecy"),
+    ],
+)
+def test_advice_against_secrecy_is_no_secrecy(text: str, found: str | None) -> None:
+    assert fault(text) == found

@@ -78,7 +78,9 @@ def _excused(words: Words, hit: Hit) -> bool:
     if hit.key in _SAYABLE and sum(word == '"' for word in words.words[: hit.first]) % 2 == 1:
         return True
     if hit.key in _NEVER_EXCUSED:
-        return False
+        # "don't promise to keep it secret" is good counsel; every other denial here is the fault itself
+        promise = words.words[hit.first] in ("promise", "swear", "guarantee")
+        return promise and before[-1:] in (("dont",), ("never",), ("not",))
     if _NEGATORS.intersection(before):
         return True
     asked = (
