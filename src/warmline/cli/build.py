@@ -9,11 +9,7 @@ from typing import Annotated
 import typer
 
 from warmline import console, recipe
-
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set train.epochs=2. May be repeated.")
-]
+from warmline.cli.options import BaseName, Licence, RecipeName, RunName, RunsFolder, Settings, Sources
 
 
 def _resolve(
@@ -31,15 +27,11 @@ def _resolve(
 
 
 def train(
-    name: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A shipped recipe or a path to a YAML file.")
-    ] = "laptop",
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="File, folder or hub dataset id. May be repeated.")
-    ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Folder or hub id of the base.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence of data that states none.")] = None,
-    run_name: Annotated[str | None, typer.Option("--name", help="Name of the run. Default: the recipe's.")] = None,
+    name: RecipeName = "laptop",
+    data: Sources = None,
+    base: BaseName = None,
+    licence: Licence = None,
+    run_name: RunName = None,
     settings: Settings = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:

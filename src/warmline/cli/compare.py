@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from warmline import console, recipe
+from warmline.cli.options import RunsFolder
 from warmline.errors import EngineError, WarmlineError
 from warmline.runs import Run
 
 if TYPE_CHECKING:
     from warmline.evaluate.compare import Choice, Comparison, Pair
 
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 KEYS: dict[str, Choice] = {"l": "left", "r": "right", "t": "tie"}
 
 

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from warmline import console, recipe
+from warmline.cli.options import RunsFolder
 from warmline.runs import Run
-
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 
 
 def evaluate(

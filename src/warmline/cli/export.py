@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from warmline import console, recipe
+from warmline.cli.options import RunsFolder
 from warmline.errors import WarmlineError
 from warmline.model.export import FORMS, QUANTS
 from warmline.runs import Run
-
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 
 
 def _chosen(given: list[str], known: tuple[str, ...], option: str) -> list[str]:

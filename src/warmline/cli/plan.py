@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from warmline import console, recipe
-from warmline.cli.build import RunsFolder, Settings, _resolve
+from warmline.cli.build import _resolve
+from warmline.cli.options import BaseName, Licence, RecipeName, RunName, RunsFolder, Settings, Sources
 from warmline.errors import ModelError, WarmlineError
 
 if TYPE_CHECKING:
@@ -17,18 +18,14 @@ if TYPE_CHECKING:
 
 
 def plan(
-    name: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A shipped recipe or a path to a YAML file.")
-    ] = "laptop",
+    name: RecipeName = "laptop",
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="Plan for another machine: t4, a10, l4, a100, h100, h200, rtx3060 ...")
     ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="File, folder or hub dataset id. May be repeated.")
-    ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Folder or hub id of the base.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="Licence of data that states none.")] = None,
-    run_name: Annotated[str | None, typer.Option("--name", help="Name of the run. Default: the recipe's.")] = None,
+    data: Sources = None,
+    base: BaseName = None,
+    licence: Licence = None,
+    run_name: RunName = None,
     try_out: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Take ten real steps to measure the time, if the base is here.")
     ] = True,

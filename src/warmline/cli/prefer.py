@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from warmline import console, recipe
-from warmline.cli.build import RunsFolder, Settings, _resolve
+from warmline.cli.build import _resolve
+from warmline.cli.options import RunName, RunsFolder, Settings
 
 
 def prefer(
@@ -17,7 +18,7 @@ def prefer(
     pairs: Annotated[
         list[str] | None, typer.Option("--pairs", help="File or folder of preference pairs. May be repeated.")
     ] = None,
-    run_name: Annotated[str | None, typer.Option("--name", help="Name of the run. Default: the recipe's.")] = None,
+    run_name: RunName = None,
     settings: Settings = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:

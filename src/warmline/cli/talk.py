@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from warmline import console
+from warmline.cli.options import RunsFolder
 from warmline.runs import Run
 
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 Engine = Annotated[
     str | None,
     typer.Option("--engine", metavar="ENGINE", help="auto, llamacpp, local, or a server's address, with #MODEL."),

@@ -8,9 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from warmline.errors import EngineError
 from warmline.messages import Message
+
+if TYPE_CHECKING:
+    from warmline.model.template import Template
 
 StopReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -77,6 +81,38 @@ class Engine(Protocol):
             EngineError: no reply can be produced; also in mid-stream.
         """
         ...
+
+
+class TemplatedEngine:
+    """What engines share that are given ids: the template a run was trained with, and a context of so many tokens.
+
+    `merged`: the training is in the model's own weights, so the base cannot be asked.
+    """
+
+    def __init__(self, template: Template, name: str, context: int, merged: bool) -> None:
+        self.template, self.name, self.context, self._merged = template, name, context, merged
+        self._head = template.encode([Message("system", template.system), Message("user", "")]).ids
+        """What every conversation begins with."""
+
+    def fits(self, messages: list[Message], reserve: int) -> bool:
+        """Whether these messages leave `reserve` tokens of the context for a reply."""
+        return len(self.template.encode(messages, reply=True)) + reserve <= self.context
+
+    def prompt(self, call: Call) -> tuple[list[int], int]:
+        """The ids of a call's messages, and how many tokens its reply may have.
+
+        Raises:
+            EngineError: they do not fit the context, or the base is asked of a merged model.
+        """
+        ids = self.template.encode(call.messages, reply=True).ids
+        room = self.context - len(ids)
+        if room < 1:
+            raise EngineError(
+                f"the conversation has {len(ids)} tokens, the context holds {self.context}", code="engine-failed"
+            )
+        if self._merged and not call.options.adapter:
+            raise EngineError("the training is in this model's weights, so the base cannot reply", code="engine-failed")
+        return ids, min(call.options.max_tokens, room)
 
 
 class UntilStop:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from warmline.engine.base import Call, Options, UntilStop, common
+from warmline.engine.base import Call, Options, TemplatedEngine, UntilStop, common
 from warmline.engine.sequences import SharedContext
-from warmline.errors import EngineError, ModelError
+from warmline.errors import ModelError
 from warmline.messages import Message
 from warmline.model.template import Template
 
@@ -28,15 +28,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class LlamaCppEngine:
-    """A GGUF, and the template it was trained with. Many conversations at once.
-
-    `merged`: the training is in the GGUF's weights, so the base cannot be asked.
-    """
+class LlamaCppEngine(TemplatedEngine):
+    """A GGUF, and the template it was trained with. Many conversations at once."""
 
     def __init__(self, shared: SharedContext, template: Template, name: str, context: int, *, merged: bool) -> None:
-        self.shared, self.template, self.name, self.context, self._merged = shared, template, name, context, merged
-        self._head = template.encode([Message("system", template.system), Message("user", "")]).ids
+        super().__init__(template, name, context, merged)
+        self.shared = shared
         self._quiet = frozenset(template.control_ids)
 
     @classmethod
@@ -85,10 +82,6 @@ class LlamaCppEngine:
     def close(self) -> None:
         self.shared.close()
 
-    def fits(self, messages: list[Message], reserve: int) -> bool:
-        """Whether these messages leave `reserve` tokens of the context for a reply."""
-        return len(self.template.encode(messages, reply=True)) + reserve <= self.context
-
     def reply(self, call: Call) -> Iterator[str]:
         """Stream a reply. It ends at the end-of-turn token, at `max_tokens`, at a stop string or on cancel.
 
@@ -96,21 +89,12 @@ class LlamaCppEngine:
             EngineError: the messages do not fit the context, the base was asked of a merged model, or llama.cpp failed.
         """
         options = call.options
-        ids = self.template.encode(call.messages, reply=True).ids
-        room = self.context - len(ids)
-        if room < 1:
-            raise EngineError(
-                f"the conversation has {len(ids)} tokens, the context holds {self.context}", code="engine-failed"
-            )
-        if self._merged and not options.adapter:
-            raise EngineError("the training is merged into this GGUF, so the base cannot reply", code="engine-failed")
+        ids, limit = self.prompt(call)
         head = len(self._head) if common(ids, self._head) == len(self._head) else 0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         until, began = UntilStop(options.stop), False
         ends = frozenset(self.template.end_ids)
-        tokens = self.shared.stream(
-            ids, call, limit=min(options.max_tokens, room), ends=ends, quiet=self._quiet, head=head
-        )
+        tokens = self.shared.stream(ids, call, limit=limit, ends=ends, quiet=self._quiet, head=head)
         try:
             for token in tokens:
                 piece = decoder.decode(b"" if token in self._quiet else self.shared.spelling(token))

@@ -17,9 +17,8 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from warmline import recipe
-from warmline.engine.base import Call, UntilStop, common
+from warmline.engine.base import Call, TemplatedEngine, UntilStop, common
 from warmline.errors import EngineError
-from warmline.messages import Message
 from warmline.model import adapter, load
 from warmline.model.template import Template
 
@@ -48,19 +47,17 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
-class LocalEngine:
+class LocalEngine(TemplatedEngine):
     """A loaded model, its tokenizer and the template it was trained with."""
 
     def __init__(self, model: Any, template: Template, name: str, context: int = 1024, *, merged: bool = False) -> None:
-        """`merged`: the training is in the weights, so the base cannot be asked."""
-        self.model, self.template, self.name, self._merged = model, template, name, merged
         limit = getattr(model.config, "max_position_embeddings", None) or context
-        self.context = min(context, limit)
+        super().__init__(template, name, min(context, limit), merged)
+        self.model = model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.set_attn_implementation("sdpa")
         self._turn = threading.Lock()
         self._held: list[_Held] = []
-        self._head = template.encode([Message("system", template.system), Message("user", "")]).ids
 
     @classmethod
     def open(cls, settings: recipe.Recipe, folder: Path | None, name: str) -> LocalEngine:
@@ -80,10 +77,6 @@ class LocalEngine:
         model.eval()
         template = Template.of(load.load_tokenizer(base), settings.prompt)
         return cls(model, template, name, settings.prompt.context, merged=merged)
-
-    def fits(self, messages: list[Message], reserve: int) -> bool:
-        """Whether these messages leave `reserve` tokens of the context for a reply."""
-        return len(self.template.encode(messages, reply=True)) + reserve <= self.context
 
     def _take(self, ids: list[int], adapter: bool) -> tuple[Any, int]:
         """A cache that holds as much of the beginning of `ids` as is known, and how much that is."""
@@ -112,14 +105,7 @@ class LocalEngine:
                 failed.
         """
         options, usage = call.options, call.usage
-        ids = self.template.encode(call.messages, reply=True).ids
-        room = self.context - len(ids)
-        if room < 1:
-            raise EngineError(
-                f"the conversation has {len(ids)} tokens, the context holds {self.context}", code="engine-failed"
-            )
-        if self._merged and not options.adapter:
-            raise EngineError("the training is in this model's weights, so the base cannot reply", code="engine-failed")
+        ids, limit = self.prompt(call)
         usage.prompt_tokens = len(ids)
         adapted = options.adapter and hasattr(self.model, "disable_adapter")
         streamer = TextIteratorStreamer(self.template.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -148,7 +134,7 @@ class LocalEngine:
                         input_ids=prompt,
                         past_key_values=cache,
                         attention_mask=torch.ones_like(prompt),
-                        max_new_tokens=min(options.max_tokens, room),
+                        max_new_tokens=limit,
                         repetition_penalty=options.repetition_penalty,
                         eos_token_id=list(self.template.end_ids),
                         pad_token_id=self.template.end_id,
