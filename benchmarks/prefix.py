@@ -27,7 +27,7 @@ from warmline.model.texts import encode_all
 from warmline.train.loop import Loop
 from warmline.train.tune import words
 
-SYSTEM = "Listen with care, without judging, and help the person find support. Never diagnose. In danger, name help."
+SYSTEM = recipe.listener()
 
 
 def batches(texts: list[Encoded], size: int) -> Iterator[list[Encoded]]:

@@ -104,3 +104,11 @@ def test_a_setting_of_two_kinds_is_one_fault() -> None:
 def test_a_value_that_is_not_yaml_is_said_so() -> None:
     with pytest.raises(RecipeError, match="not YAML"):
         recipe.load("demo", ("train.betas=[0.9",))
+
+
+def test_the_listener_stands_for_words_that_a_run_writes_down() -> None:
+    settings = recipe.load("qwen3-4b-qlora")
+    assert settings.prompt.system == recipe.listener()
+    assert settings.prompt.system.startswith("You are an AI system")
+    assert recipe.parse(settings.model_dump(mode="json")).prompt.system == settings.prompt.system
+    assert recipe.parse({"name": "own", "prompt": {"system": "listener, please"}}).prompt.system == "listener, please"

@@ -51,6 +51,8 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(name: str, models: dict[str, Path], *more: str) -> recipe.Recipe:
     base = str(models.get(KIN.get(name, ""), KIN.get(name, "new")))
+    if recipe.load(name).prompt.system == recipe.listener():
+        more = ("prompt.system=Listen first.", *more)  # the small models' context is short, their words are long
     return recipe.load(
         name,
         (

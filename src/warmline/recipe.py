@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from warmline.errors import RecipeError
 
@@ -50,6 +50,9 @@ class Data(Section):
     to a safe answer, only report it, or do not look."""
     dedupe: bool = True
     """Leave out copies and near copies, so that none stands on both sides of a split."""
+    canaries: int = Field(0, ge=0, le=100)
+    """So many made-up secrets are planted among the training conversations, and the evaluation tells whether the model
+    has learnt them by heart. 8 or more say something."""
 
 
 class NewBase(Section):
@@ -95,13 +98,19 @@ class Prompt(Section):
     """The training text of the project a recipe repeats, with {user} and {reply}, and {system} before them if it had
     one. What it spells outside the braces is tokenised as its authors' trainer did, control tokens included."""
     system: str = ""
-    """System message put before every conversation that has none."""
+    """System message put before every conversation that has none, in training and in the chat alike. `listener` stands
+    for the careful one that ships with Warmline; its words are written into the run's own recipe."""
     supervise: Literal["assistant", "all"] = "assistant"
     """Whose tokens carry the loss. `all` is for training a base, and for repeating the seeds' fault on purpose."""
     context: int = Field(1024, ge=32)
     """Longest conversation in tokens."""
     too_long: Literal["split", "drop", "stop"] = "split"
     """What happens to a longer one: split at turn boundaries, drop, or stop with an error. Never cut silently."""
+
+    @field_validator("system")
+    @classmethod
+    def _named(cls, system: str) -> str:
+        return listener() if system == "listener" else system
 
     @model_validator(mode="after")
     def _slots(self) -> Prompt:
@@ -146,6 +155,9 @@ class Train(Section):
     share_prefixes: bool = True
     """Compute once what conversations of a pack begin with alike: the system message, one question with many answers.
     Affects speed, not the result; with adapter.dropout above 0 they also share what is dropped there."""
+    order: Literal["random", "grouped"] = "random"
+    """`grouped`: answers to one question, and the parts of one conversation, come one after the other, so that sharing
+    saves most; a step then sees fewer questions. Which question comes when is drawn anew each epoch, either way."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     """Largest step size, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -279,6 +291,11 @@ def source(name: str) -> tuple[str, str]:
         )
         raise RecipeError(f"recipe `{name}` does not exist", code="recipe-unknown", hint=hint)
     return (resources.files("warmline") / "recipes" / f"{name}.yaml").read_text("utf-8"), name
+
+
+def listener() -> str:
+    """The system message that ships with Warmline: listen first, never diagnose, in danger name help."""
+    return (resources.files("warmline") / "recipes" / "listener.txt").read_text("utf-8").strip()
 
 
 def load(name: str, settings: tuple[str, ...] = ()) -> Recipe:

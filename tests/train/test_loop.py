@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_every_text_is_taken_once_an_epoch(batch: int, texts: int, seed: int) ->
     taken = [i for step in range(texts) for i in order(step, batch, texts, seed)]
     for epoch in range(len(taken) // texts):
         assert sorted(taken[epoch * texts : (epoch + 1) * texts]) == list(range(texts))
+
+
+@given(st.integers(1, 9), st.lists(st.sampled_from("abcd"), min_size=1, max_size=17), st.integers(0, 5))
+def test_one_question_after_the_other(batch: int, groups: list[str], seed: int) -> None:
+    texts = len(groups)
+    taken = [i for step in range(texts) for i in order(step, batch, texts, seed, groups)]
+    for epoch in range(len(taken) // texts):
+        once = taken[epoch * texts : (epoch + 1) * texts]
+        assert sorted(once) == list(range(texts))
+        assert len(list(groupby(groups[i] for i in once))) == len(set(groups)), "each group is one stretch"
+
+
+def test_groups_too_are_drawn_anew_each_epoch() -> None:
+    groups = [str(place // 2) for place in range(20)]
+    assert order(0, 20, 20, 1, groups) != order(1, 20, 20, 1, groups)
 
 
 def test_epochs_differ_in_order_and_seeds_too() -> None:

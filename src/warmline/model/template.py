@@ -25,11 +25,15 @@ _SYSTEM, _USER, _REPLY, _NEXT = "\ue000S\ue001", "\ue000U\ue001", "\ue000A\ue001
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one text and, for each, whether it is a target of training. `owner` is the conversation's id."""
+    """Token ids of one text and, for each, whether it is a target of training.
+
+    `owner` is the conversation's id, `group` what conversations about one question have in common.
+    """
 
     ids: list[int]
     supervised: list[bool]
     owner: str = ""
+    group: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from warmline import recipe
@@ -64,7 +64,7 @@ def encode_all(conversations: Iterable[Conversation], template: Template, prompt
                 continue
             split += 1 if texts else 0
             left_out += dropped
-        encoded += texts
+        encoded += [replace(text, group=conversation.group or conversation.id) for text in texts]
     if too_long and prompt.too_long == "stop":
         raise DataError(
             f"{len(too_long):,} of {count:,} conversations are longer than {prompt.context:,} tokens",

@@ -27,7 +27,7 @@ from warmline.model.loss import Loss
 from warmline.model.pack import Pack
 from warmline.model.template import Encoded
 from warmline.runs import writing
-from warmline.train import checkpoint, lean
+from warmline.train import checkpoint, lean, shard
 from warmline.train.group import Group
 from warmline.train.samples import Replies
 from warmline.train.track import Tracker
@@ -41,8 +41,10 @@ def steps_for(settings: recipe.Train, texts: int) -> int:
     return settings.steps or max(1, math.ceil(settings.epochs * texts / settings.batch))
 
 
-def order(step: int, batch: int, texts: int, seed: int) -> list[int]:
+def order(step: int, batch: int, texts: int, seed: int, groups: Sequence[str] = ()) -> list[int]:
     """Which texts the optimizer step `step` (from 0) takes: each epoch is a new permutation, none is skipped.
+
+    With `groups`, a name for each text, those of one group come one after the other.
 
     >>> sorted(order(0, 2, 4, seed=1) + order(1, 2, 4, seed=1))
     [0, 1, 2, 3]
@@ -52,10 +54,20 @@ def order(step: int, batch: int, texts: int, seed: int) -> list[int]:
     while len(taken) < batch:
         epoch, start = divmod(place, texts)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        chosen = torch.randperm(texts, generator=generator)[start : start + batch - len(taken)].tolist()
-        taken += chosen
-        place += len(chosen)
+        drawn = torch.randperm(texts, generator=generator).tolist()
+        if groups:
+            turn = {groups[text]: place for place, text in reversed(list(enumerate(drawn)))}
+            drawn.sort(key=lambda text: turn[groups[text]])
+        some = drawn[start : start + batch - len(taken)]
+        taken += some
+        place += len(some)
     return taken
+
+
+def chosen(step: int, texts: Sequence[Encoded], settings: recipe.Train) -> list[int]:
+    """Which of these texts the optimizer step `step` (from 0) takes, by the recipe's order."""
+    groups = [text.group for text in texts] if settings.order == "grouped" else ()
+    return order(step, settings.batch, len(texts), settings.seed, groups)
 
 
 def learning_rate(step: int, steps: int, settings: recipe.Train) -> float:
@@ -140,7 +152,8 @@ class Loop:
 
     The model's trainable parameters are what is trained; they must be fp32. `texts` and `validation` are as encoded.
     `made_from` is kept in every checkpoint (see `checkpoint.same`). Every process of a `group` has its own Loop over
-    the same texts and folder; the leading one alone writes.
+    the same texts and folder; the leading one alone writes. With `recompute` a block keeps only its input for the
+    backward pass and is computed again there: less memory, more time, the same step.
     """
 
     def __init__(
@@ -155,14 +168,27 @@ class Loop:
         replies: Replies | None = None,
         tracker: Tracker | None = None,
         made_from: dict[str, Any] | None = None,
+        recompute: bool = False,
     ) -> None:
         self.model, self.texts, self.settings, self.folder = model, texts, settings, folder
         self.group = group or Group()
         self.replies, self.made_from = replies, made_from or {}
         self.tracker = (tracker or Tracker(folder)) if self.group.leads else None
         self.checkpoints = folder / "checkpoints"
-        self.device = next(model.parameters()).device
         self.steps = steps_for(settings, len(texts))
+        packing.prepare(model)
+        for module in model.modules():
+            # bitsandbytes repacks NF4 weights for AVX-512 at the first measurement, and its kernel for them has no
+            # backward: every gradient after that would be silently wrong.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        lean.install(model)
+        self.loss = Loss(model)
+        if recompute:
+            self.loss.base.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.group.split:
+            shard.split(model)
+        self.device = next(model.parameters()).device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         decayed = [p for p in self.parameters.values() if p.dim() > 1]
         plain = [p for p in self.parameters.values() if p.dim() <= 1]
@@ -172,16 +198,7 @@ class Loop:
             betas=settings.betas,
             fused=True,
         )
-        packing.prepare(model)
-        for module in model.modules():
-            # bitsandbytes repacks NF4 weights for AVX-512 at the first measurement, and its kernel for them has no
-            # backward: every gradient after that would be silently wrong.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        lean.install(model)
-        self.loss = Loss(model)
-        rows = packing.packs(self.group.mine(validation), settings.pack_tokens, settings.share_prefixes)
-        self.validation = [packed.to(self.device) for packed in rows]
+        self.validation = [(packed.to(self.device), real) for packed, real in self._rows(validation, settings.pack_tokens)]
         self.validates = bool(validation)
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.half = half
@@ -202,33 +219,50 @@ class Loop:
         self.model.eval()
         total, count = 0.0, 0
         try:
-            for packed in self.validation:
+            for packed, real in self.validation:
                 self._stop_if_asked()
                 with self._autocast():
-                    total += float(self.loss(packed))
-                count += len(packed.labels)
+                    total += float(self.loss(packed)) * real
+                count += len(packed.labels) * real
         finally:
             self.model.train()
         summed, counted = self.group.total(total, count)
         return summed / counted
 
     def _chosen(self, step: int) -> list[Encoded]:
-        return [self.texts[i] for i in order(step, self.settings.batch, len(self.texts), self.settings.seed)]
+        return [self.texts[i] for i in chosen(step, self.texts, self.settings)]
+
+    def _rows(self, texts: Sequence[Encoded], capacity: int) -> list[tuple[Pack, bool]]:
+        """This process's share of the texts in packs, and whether each counts.
+
+        The processes of a split model run it equally often: those with less to do repeat what does not count.
+        """
+        mine = self.group.mine(texts)
+        if not self.group.split:
+            return [(packed, True) for packed in packing.packs(mine, capacity, self.settings.share_prefixes)]
+        if self.loss.base.config._attn_implementation != "warmline":  # runs once for each conversation of a pack
+            rows = [packing.pack([text]) for text in mine]
+        else:
+            rows = packing.packs(mine, capacity, self.settings.share_prefixes)
+        idle = self.group.most(len(rows)) - len(rows)
+        shortest = [packing.pack([min(texts, key=len)])] if idle else []
+        return [(packed, True) for packed in rows] + [(packed, False) for packed in shortest * idle]
 
     def _gradients(self, step: int) -> tuple[float, int]:
         """This process's share of a step: its summed loss, its supervised tokens; gradients are on the parameters.
 
         When memory runs out the share is computed anew in smaller packs: slower, and the same step.
         """
-        mine = self.group.mine(self._chosen(step))
+        texts = self._chosen(step)
+        mine = self.group.mine(texts)
         while True:
             torch.manual_seed((self.settings.seed * 1_000_003 + step) * self.group.size + self.group.rank)
-            rows: list[Pack] = packing.packs(mine, self.state.pack, self.settings.share_prefixes)
+            rows = self._rows(texts, self.state.pack)
             total = 0.0
             try:
-                for packed in rows:
+                for packed, real in rows:
                     self._stop_if_asked()
-                    total += self._one_pack(packed)
+                    total += self._one_pack(packed, real)
                 return total, sum(text.targets for text in mine)
             except RuntimeError as error:
                 if not _memory_ran_out(error):
@@ -236,22 +270,25 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if all(packed.single for packed in rows):
-                longest = max(len(text) for text in mine)
+            if self.group.split or all(packed.single for packed, _ in rows):
+                longest = max(packed.ids.shape[1] for packed, _ in rows)
                 raise ModelError(
-                    f"one conversation of {longest:,} tokens does not fit into memory",
+                    f"{longest:,} tokens at once do not fit into memory",
                     code="fit-memory",
-                    hint="lower prompt.context, set base.load to `nf4`, or lower adapter.rank",
+                    hint="lower prompt.context, set base.load to `nf4`, or lower adapter.rank"
+                    + (", or train.pack" if self.group.split else ""),
                 )
-            self.state.pack = max(packed.ids.shape[1] for packed in rows) // 2
+            self.state.pack = max(packed.ids.shape[1] for packed, _ in rows) // 2
             console.warn(
                 f"memory ran out at step {step + 1}: computing {self.state.pack:,} tokens at once from here on"
             )
 
-    def _one_pack(self, packed: Pack) -> float:
+    def _one_pack(self, packed: Pack, real: bool = True) -> float:
         """Forward and backward; nothing of a pack outlives this call but its gradients."""
         with self._autocast():
             loss = self.loss(packed.to(self.device))
+            if not real:
+                loss = loss * 0
         torch.autograd.backward(loss)
         return float(loss.detach())
 
@@ -269,10 +306,12 @@ class Loop:
                     parameter.grad = torch.zeros_like(parameter)
                 if parameter.grad is not None:
                     gradients.append(parameter.grad)
-            self.group.add_up(gradients)
+            if not self.group.split:  # there they arrive added up
+                self.group.add_up(gradients)
             summed, counted = self.group.total(total, targets)
             torch._foreach_div_(gradients, counted)
-            norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
+            length = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+            norm = float(shard.whole(length))
             loss = summed / counted
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _NotFinite
@@ -395,9 +434,10 @@ class Loop:
     def _save(self) -> None:
         self._saved_at, self._unsaved, self._saved_step = time.monotonic(), False, self.state.step
         self.state.seconds = self._earlier[1] + time.monotonic() - self._began
-        if self.group.leads:
+        if self.group.leads or self.group.split:
             kept = asdict(self.state) | {"made_from": self.made_from}
-            checkpoint.save(self.checkpoints, self.state.step, self.parameters, self.optimizer, kept)
+            where, leads = self.checkpoints, self.group.leads
+            checkpoint.save(where, self.state.step, self.parameters, self.optimizer, kept, leads)
 
     def _advance(self) -> None:
         """Take the next step, or pass it over as the recipe says when its loss is not finite."""

@@ -15,7 +15,7 @@ import torch
 
 from warmline import recipe
 from warmline.model.texts import Texts
-from warmline.train.loop import Loop, order
+from warmline.train.loop import Loop, chosen
 from warmline.train.plan import Plan
 from warmline.train.track import Row, Tracker
 from warmline.train.tune import model_to_train
@@ -64,12 +64,12 @@ def probe(settings: recipe.Recipe, plan: Plan, train: Texts) -> Probe:
     changes |= {"save_every": 10**9, "save_seconds": 1e9}
     with tempfile.TemporaryDirectory() as folder:
         watch = _Watch(Path(folder))
-        chosen = settings.train.model_copy(update=changes)
-        loop = Loop(model_to_train(settings), train.encoded, [], chosen, Path(folder), tracker=watch)
+        few = settings.train.model_copy(update=changes)
+        loop = Loop(model_to_train(settings), train.encoded, [], few, Path(folder), tracker=watch)
         with contextlib.suppress(_Enough):
             loop.run(f"{STEPS} steps to try")
     rates = [
-        sum(len(train.encoded[i]) for i in order(step, batch, len(train.encoded), chosen.seed)) / seconds
+        sum(len(train.encoded[i]) for i in chosen(step, train.encoded, few)) / seconds
         for step, seconds in enumerate(watch.seconds)
     ]
     if torch.cuda.is_available():
