@@ -213,7 +213,7 @@ def main() -> None:
     kept = np.abs(columns).max(1) >= SMALLEST
     names = vectors.get_feature_names_out()[kept]
     weights = {str(n): [round(float(w), 2) for w in ws] for n, ws in zip(names, columns[kept], strict=True)}
-    document = {"version": 3, "heads": list(HEADS), "bias": bias, "weights": weights}
+    document = {"version": 4, "heads": list(HEADS), "bias": bias, "weights": weights}
     options.out.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n", "utf-8")
     print(json.dumps({"texts": len(data), "features": len(weights), "bytes": options.out.stat().st_size}))
 

@@ -350,9 +350,13 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
         signs.add(rule, level, family, flags, (0, 0))
         signs.spans.pop()
 
-    if opinion.method >= limit["method"] and clear and signs.level < 3:
+    # a story, a friend or a question of knowledge is no excuse where it is clear that a way is asked for
+    asked = opinion.method >= limit["method-certain"] or (clear and opinion.method >= limit["method"])
+    # a short message may be the answer to any question: it has to be plainer by itself
+    if asked and opinion.risk >= limit["strong" if short else "method-risk"] and signs.level < 3:
         raise_to(3, "classifier.method", "method", {"method_request"})
-    if opinion.active >= limit["active"] and signs.level == 2 and own and clear:
+    plan = opinion.active >= limit["certain" if short else "active-alone"] and opinion.risk >= limit["active-risk"]
+    if clear and signs.level < 3 and (plan or (opinion.active >= limit["active"] and signs.level == 2 and own)):
         raise_to(3, "classifier.active", "ideation")
     # a denial or a question of knowledge in one sentence does not cover what the others say plainly
     covered = {"asked_about"} if short else {"denied", "asked_about"}

@@ -202,3 +202,25 @@ def _adds_up(finding: Finding, veil: float) -> int:
     if added == 2.0 and veil >= VEIL_FOR_THREE and finding.families & (_EVIDENCE - {"self_injury"}):
         return 3
     return 2 if added and veil >= VEIL_FOR_TWO else 0
+
+
+def at_least(state: State, floor: State) -> State:
+    """`state`, lowered in nothing against `floor`: for a message that stands in the place of one already answered.
+
+    What was said before it was changed has still been said. Turns are counted once.
+
+    >>> at_least(State(level=0, calm=1), State(level=3, peak=3, flags=frozenset({"minor"}))).level
+    3
+    """
+    return replace(
+        state,
+        level=max(state.level, floor.level),
+        peak=max(state.peak, floor.peak),
+        flags=state.flags | floor.flags,
+        families=state.families | floor.families,
+        risky=max(state.risky, floor.risky),
+        calm=min(state.calm, floor.calm),
+        distressed=max(state.distressed, floor.distressed),
+        since=min(state.since, floor.since),
+        veil=max(state.veil, floor.veil),
+    )
