@@ -1,6 +1,6 @@
 """What a training step costs: ours beside TRL's trainer, the same model, conversations, adapter and optimizer steps.
 
-    python benchmarks/train_step.py [--vocab 32000] [--data alone|grouped] [--rounds 5] [--only NAME ...]
+    python benchmarks/train_step.py [--vocab 32000 128000] [--data alone|grouped] [--rounds 5] [--only NAME ...]
 
 Every contender is a process of its own and they take turns, one round each, so a busy or warming machine is the same
 for all. A round is `--steps` optimizer steps of 16 conversations. Lengths are those of counsel-chat; `grouped` has a
@@ -107,7 +107,9 @@ def warmline(name: str, folder: Path, options: argparse.Namespace) -> Iterator[f
     train = recipe.Train(
         batch=BATCH, pack=PACK, steps=10_000, warmup=0, schedule="constant", share_prefixes=name == "warmline-shared"
     )
-    loop.order = lambda step, batch, count, seed: [i % count for i in range(step * batch, (step + 1) * batch)]
+    loop.order = lambda step, batch, count, seed, groups=(): [
+        i % count for i in range(step * batch, (step + 1) * batch)
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         trained = loop.Loop(model, texts, [], train, Path(scratch))
         model.train()
@@ -246,7 +248,7 @@ def contend(name: str, folder: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=32_000)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[32_000], help="one row each")
     parser.add_argument("--data", choices=("alone", "grouped"), default="alone")
     parser.add_argument("--load", choices=("nf4", "int8", "bf16"), default="nf4")
     parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout of all but trl-seeds (0.05)")
@@ -256,8 +258,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--contend", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.contend:
-        contend(options.contend[0], Path(options.contend[1]), options)
+    for vocabulary in options.vocab:
+        one = argparse.Namespace(**vars(options) | {"vocab": vocabulary})
+        if one.contend:
+            contend(one.contend[0], Path(one.contend[1]), one)
+        compete(one)
+
+
+def compete(options: argparse.Namespace) -> None:
+    """Let the contenders take turns at one size of vocabulary, and say what came of it."""
     rows = conversations(options)
     tokens, targets = sum(len(ids) for ids, _ in rows), sum(len(ids) - prompt for ids, prompt in rows)
     print(f"{len(rows)} conversations a round: {tokens:,} tokens, {targets:,} of them carry the loss", flush=True)
@@ -272,7 +281,8 @@ def main() -> None:
         peaks: dict[str, float] = {}
         processes: dict[str, subprocess.Popen[str]] = {}
         for name in options.only:
-            command = [sys.executable, __file__, *sys.argv[1:], "--contend", name, scratch]
+            command = [sys.executable, __file__, *sys.argv[1:], "--vocab", str(options.vocab)]
+            command += ["--contend", name, scratch]
             with open(f"{scratch}/{name}.log", "w") as log:
                 processes[name] = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

@@ -36,6 +36,8 @@ CODES: dict[str, str] = {
     "run-unwritable": "the run's folder cannot be written",
     "disk-full": "the disk is full",
     "port-in-use": "the port is taken",
+    "serve-config": "the server's settings cannot be used as they are",
+    "keys-file": "the file of API keys and operators is damaged, or others can read it",
     "serve-open": "the server was asked to listen beyond this machine without a key",
     "engine-failed": "the engine could not produce a reply",
     "engine-unreachable": "the engine's server cannot be reached, refuses the key or has no such model",
@@ -53,6 +55,13 @@ CODES: dict[str, str] = {
     "judge-self": "a model was asked to judge itself or its own base",
     "judge-nonsense": "the judge answers something that is no verdict",
     "hub-refused": "the hub does not accept the repository or the login",
+    "vault-key": "the vault's key is missing, wrong or badly kept",
+    "vault-plain": "the file that was named as a vault is an unencrypted database",
+    "vault-damaged": "a vault, its locked keys or a backup of it is damaged or incomplete",
+    "vault-migration": "a vault's tables are of a later version, or were left half-way between two",
+    "vault-busy": "another program has the vault open, or there is one already",
+    "vault-unreachable": "the vault's database cannot be reached",
+    "vault-unknown": "the vault holds no such conversation",
     "dependency-missing": "an optional package or a system tool is not installed",
 }
 """Every code with its one-line cause. `docs/reference/errors.md` has a heading for each; a test holds them equal."""
@@ -104,3 +113,7 @@ class ServeError(WarmlineError):
 
 class SafetyError(WarmlineError):
     """A damaged or loosened safety table, or a broken audit chain. Nothing is served until it is mended."""
+
+
+class VaultError(WarmlineError):
+    """A vault that cannot be opened, or whose key does not fit. Nothing in it was changed."""

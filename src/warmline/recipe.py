@@ -172,6 +172,9 @@ class Train(Section):
     """Pull of matrices towards zero (AdamW); norms are left alone."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Memory of AdamW's two averages."""
+    optimizer: Literal["auto", "adamw", "adamw-8bit"] = "auto"
+    """AdamW with averages in fp32, or in 8 bits and paged out of a full GPU (arXiv 2110.02861). `auto`: fp32, but
+    8 bits on a GPU where the plan finds room for nothing more."""
     seed: int = 17
     """Order of the conversations, initial adapter, dropout."""
     validate_every: int = Field(50, ge=1)

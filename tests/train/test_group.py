@@ -6,8 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
-import traceback
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
 
-from tests.train import tiny
+from tests.train import several, tiny
+from tests.train.several import forks
 from warmline.errors import ModelError
 from warmline.model.template import Encoded
 from warmline.runs import read_json, read_jsonl
@@ -50,31 +49,8 @@ def train(folder: Path, stop: int, kind: str) -> None:
     leave()
 
 
-def together(folder: Path, processes: int = 2, stop: int = -1, kind: str = "") -> list[int]:
-    """Train in so many gloo processes with the environment that torchrun gives them; returns their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            train(folder, stop, kind)
-            code = 0
-        except SystemExit as stopped:
-            code = int(str(stopped.code))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def together(folder: Path, stop: int = -1, kind: str = "") -> list[int]:
+    return several.together(train, folder, stop, kind)
 
 
 def losses(folder: Path, kind: str = "loss") -> dict[int, float]:
@@ -82,11 +58,6 @@ def losses(folder: Path, kind: str = "loss") -> dict[int, float]:
     found = [(row["step"], row[kind]) for row in rows if kind in row]
     assert len(found) == len(dict(found)), "one process writes"
     return dict(found)
-
-
-forks = pytest.mark.skipif(
-    not hasattr(os, "fork") or torch.cuda.is_available(), reason="CPU processes are made by fork"
-)
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +124,21 @@ def test_alone_is_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (group.most(3), group.least(3)) == (3, 3)
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_launcher_that_would_split_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+REFUSED = [
+    ("DeepSpeed", {"ACCELERATE_USE_DEEPSPEED": "true"}),
+    ("Megatron-LM", {"ACCELERATE_USE_MEGATRON_LM": "true"}),
+    ("FSDP1", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}),
+    ("FSDP2's offloading", {**several.FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "environment"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_a_launcher_that_would_split_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: str, environment: dict[str, str]
+) -> None:
     """Rather than to go on as if it had not been asked for."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ModelError) as caught:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ModelError, match=f"asks for {kind},") as caught:
         join()
     assert caught.value.code == "launch-unsupported"

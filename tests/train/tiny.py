@@ -16,11 +16,11 @@ from warmline.model.template import Encoded
 from warmline.train.loop import Loop
 
 
-def model(dropout: float = 0.0) -> Any:
+def model(dropout: float = 0.0, width: int = 16) -> Any:
     torch.manual_seed(3)
     config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
         vocab_size=64,
@@ -45,5 +45,5 @@ def settings(**changes: Any) -> recipe.Train:
     return recipe.Train(**(given | changes))
 
 
-def loop(folder: Path, train: recipe.Train, *, dropout: float = 0.0, **more: Any) -> Loop:
-    return Loop(model(dropout), texts(13), texts(3, seed=1), train, folder, **more)
+def loop(folder: Path, train: recipe.Train, *, dropout: float = 0.0, width: int = 16, **more: Any) -> Loop:
+    return Loop(model(dropout, width), texts(13), texts(3, seed=1), train, folder, **more)

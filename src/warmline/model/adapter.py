@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from warmline import recipe
 from warmline.errors import ModelError
@@ -50,10 +51,15 @@ def add_adapter(model: Any, settings: recipe.Adapter, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def save_adapter(model: Any, folder: Path, base: dict[str, Any]) -> None:
-    """Write the adapter in peft's layout, with the identity of the base it belongs to beside it."""
+def save_adapter(
+    model: Any, folder: Path, base: dict[str, Any], weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the adapter in peft's layout, with the identity of the base it belongs to beside it.
+
+    `weights` are its parameters by name where the model does not hold them whole.
+    """
     with quiet():
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run's own card says more
     write_json(folder / "base.json", base)
 
@@ -74,5 +80,14 @@ def load_adapter(model: Any, folder: Path, base: dict[str, Any], *, trainable: b
             where=str(folder),
             hint="use the base it was trained on, or train again",
         )
-    with quiet():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    try:
+        with quiet():
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError):  # not a whole file, or weights of other sizes
+        raise ModelError(
+            f"the adapter in {folder} is damaged, or of another shape than the base",
+            code="adapter-missing",
+            hint="restore it from a backup, or train again",
+        ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.falcon import modeling_falcon
 
@@ -32,7 +32,6 @@ def quiet() -> Iterator[None]:
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -98,6 +97,10 @@ def explained(model: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise ModelError(
             f"base `{model}` does not fit into memory", code="fit-memory", hint="set base.load to `nf4`"
+        ) from None
+    except SafetensorError:
+        raise ModelError(
+            f"a weight file of base `{model}` is damaged", code="base-weights", hint="was the download interrupted?"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         text = " ".join(str(error).split())

@@ -39,6 +39,7 @@ class Outline:
     """Of these, queries, keys, values and what attention makes of them."""
     scores: int
     """Attention scores kept for each token and each that it sees; 0 where attention is computed in blocks."""
+    layers: int
     width: int
     widest: int
     vocabulary: int
@@ -83,6 +84,7 @@ def outline(base: recipe.Base, adapter: recipe.Adapter) -> Outline:
         attended=2 * (heads + groups) * head_width * config.num_hidden_layers,
         # Falcon's attention, with one key for all heads, is not one that torch computes in blocks.
         scores=0 if model._supports_attention_backend else heads * config.num_hidden_layers,
+        layers=config.num_hidden_layers,
         width=config.hidden_size,
         widest=max(outputs, default=config.hidden_size),
         vocabulary=config.vocab_size,

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from warmline import console
 from warmline.errors import RunError
 from warmline.runs import MANIFEST, read_json, sha256, write_json, writing
+from warmline.train import shard
 
 KEEP = 2
 """So many of the newest are kept, and the best of each of them."""
@@ -57,22 +58,32 @@ def save(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    leads: bool = True,
 ) -> Path:
     """Write a checkpoint below `folder`, then remove those that are no longer needed.
 
-    Kept are the newest and the one before it, each with the checkpoint of its `best_step`.
+    Kept are the newest and the one before it, each with the checkpoint of its `best_step`. Of a split model all
+    processes must come here; the one that `leads` writes it, whole, so any number of processes can go on from it.
     """
     final = at(folder, step)
+    weights, moments = {}, {}
+    for name, parameter in parameters.items():
+        found = {f"{key}:{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
+        held = shard.whole(parameter)
+        if leads:
+            weights[name] = held
+        for key, value in found.items():
+            held = shard.whole(torch.as_tensor(value))
+            if leads:  # bitsandbytes' tables are one for all parameters, which safetensors does not write
+                moments[key] = held.clone() if key.startswith("qmap") else held
+    if not leads:
+        return final
     partial = folder / f".{final.name}"
     with writing(folder):
         _sweep(folder)
         try:
             partial.mkdir(parents=True)
-            save_tensors(dict(parameters), partial / "weights.safetensors")
-            moments = {}
-            for name, parameter in parameters.items():
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    moments[f"{key}:{name}"] = value
+            save_tensors(weights, partial / "weights.safetensors")
             save_tensors(moments, partial / "optimizer.safetensors")
             random = {"cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
@@ -152,19 +163,31 @@ def load_weights(checkpoint: Path, parameters: dict[str, torch.nn.Parameter]) ->
     weights = load_file(checkpoint / "weights.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(shard.like(weights[name], parameter))
 
 
 def load(
     checkpoint: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Put weights, optimizer and random state back as they were; return the saved state."""
+    """Put weights, optimizer and random state back as they were; return the saved state.
+
+    Raises:
+        RunError: the averages are of the other kind, in 8 bits or not.
+    """
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    if moments and any(key.startswith("state1:") for key in moments) != hasattr(optimizer, "get_state_buffer"):
+        raise RunError(
+            "the training began with AdamW's averages in another precision than the plan finds room for here",
+            code="resume-changed",
+            where=str(checkpoint),
+            hint="go on where there is as much memory as at the beginning, or move the folder away to begin anew",
+        )
     load_weights(checkpoint, parameters)
     optimizer.state.clear()
-    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
+    for key, value in moments.items():
         kind, _, name = key.partition(":")
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        optimizer.state[parameter][kind] = _remembered(optimizer, parameter, kind, value)
     random = load_file(checkpoint / "random.safetensors")
     torch.set_rng_state(random["cpu"])
     for name, value in random.items():
@@ -172,6 +195,16 @@ def load(
             torch.cuda.set_rng_state(value, int(name[5:]))
     state: dict[str, Any] = read_json(checkpoint / "state.json")
     return state
+
+
+def _remembered(optimizer: Any, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> torch.Tensor | int:
+    """One piece of an optimizer's memory of a parameter, in the form that it keeps it in."""
+    if kind == "step":
+        return value if value.is_floating_point() else int(value)
+    if kind in ("state1", "state2"):  # bitsandbytes, whose paged memory no copy of a tensor is
+        buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=value.dtype)
+        return buffer.copy_(value)
+    return shard.like(value, parameter)
 
 
 def same(stage: Path, made_from: dict[str, Any]) -> None:

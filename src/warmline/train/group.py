@@ -1,7 +1,8 @@
 """Several processes on one training: which of them is this, which texts are its share, sums over all of them.
 
-Knows nothing of models. Every process holds the whole model and computes its share of each optimizer step; sums of
-losses and gradients are added up and divided once by all supervised tokens, so several processes equal one.
+Knows nothing of models. Every process computes its share of each optimizer step; sums of losses and gradients are added
+up and divided once by all supervised tokens, so several processes equal one. Each holds the whole model, or, where the
+launcher asks for it, a slice of it (see `shard`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    split: bool = False
+    """Whether the model is to be split over the processes."""
 
     @property
     def leads(self) -> bool:
@@ -82,18 +85,27 @@ def join() -> Group:
     """The processes that `accelerate launch` or `torchrun` started; without these, a group of one.
 
     Raises:
-        ModelError: the launcher was told to split the model itself over the processes.
+        ModelError: the launcher asks for another way of splitting a model than FSDP2.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return Group()
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false") == "true":
+    split = _asked("FSDP")
+    for kind, asked in (
+        ("DeepSpeed", _asked("DEEPSPEED")),
+        ("Megatron-LM", _asked("MEGATRON_LM")),
+        ("FSDP1", split and os.environ.get("FSDP_VERSION", "2") != "2"),
+        ("FSDP2's offloading", split and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"),
+    ):
+        if asked:
             raise ModelError(
-                f"the launcher asks for {kind}, and Warmline keeps the whole model in every process",
+                f"the launcher asks for {kind}, and Warmline splits a model by FSDP2 in the devices' memory only",
                 code="launch-unsupported",
-                hint="launch with recipes/accelerate/one-machine.yaml; base.load: nf4 lets a larger base fit",
+                hint="launch with recipes/accelerate/fsdp2.yaml; base.load: nf4 lets a larger base fit",
             )
+    if split:
+        # Each process reads the base by itself; transformers would leave all but the first with empty weights.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if not distributed.is_initialized():
         backend = "gloo"
         if torch.cuda.is_available():
@@ -101,7 +113,11 @@ def join() -> Group:
             backend = "nccl"
         # The leader prepares the data alone, however long it takes; the launcher ends all when one dies.
         distributed.init_process_group(backend, timeout=timedelta(days=1))
-    return Group(distributed.get_rank(), size)
+    return Group(distributed.get_rank(), size, split)
+
+
+def _asked(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
 
 
 def leave() -> None:

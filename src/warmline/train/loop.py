@@ -147,6 +147,21 @@ def _memory_ran_out(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def _optimizer(groups: list[dict[str, Any]], settings: recipe.Train, group: Group) -> torch.optim.Optimizer:
+    if settings.optimizer != "adamw-8bit":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    if group.split:
+        raise ModelError(
+            "8-bit averages cannot be split over processes: bitsandbytes does not know slices",
+            code="launch-unsupported",
+            hint="set train.optimizer to `adamw`: of a split model each process has its slice of the averages only",
+        )
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    made: torch.optim.Optimizer = PagedAdamW8bit(groups, lr=settings.learning_rate, betas=settings.betas)
+    return made
+
+
 class Loop:
     """One training, in `folder`. `run` starts it or goes on where the newest checkpoint stands.
 
@@ -185,20 +200,21 @@ class Loop:
         lean.install(model)
         self.loss = Loss(model)
         if recompute:
-            self.loss.base.gradient_checkpointing_enable({"use_reentrant": False})
+            self.loss.base.activation_checkpointing_enable({"use_reentrant": False})
         if self.group.split:
             shard.split(model)
         self.device = next(model.parameters()).device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         decayed = [p for p in self.parameters.values() if p.dim() > 1]
         plain = [p for p in self.parameters.values() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = _optimizer(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            fused=True,
+            settings,
+            self.group,
         )
-        self.validation = [(packed.to(self.device), real) for packed, real in self._rows(validation, settings.pack_tokens)]
+        self.validation = [
+            (packed.to(self.device), real) for packed, real in self._rows(validation, settings.pack_tokens)
+        ]
         self.validates = bool(validation)
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.half = half

@@ -44,6 +44,8 @@ class Machine:
     """Part of `rate` that a training is assumed to get."""
     cuda: bool = True
     bf16: bool = True
+    slices: int = 1
+    """Processes that a model is split over."""
 
     def without_limit(self) -> Machine:
         """The same with any memory one likes."""
@@ -71,13 +73,13 @@ GPUS = {
 """Memory a program sees, and the makers' dense 16-bit rates."""
 
 
-def this_machine() -> Machine:
+def this_machine(slices: int = 1) -> Machine:
     """The GPU of this machine, else its CPU, with the memory that is free now; a CPU's rate is measured."""
     if torch.cuda.is_available():
         name, free = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
         near = [gpu for key, gpu in GPUS.items() if key.split("-")[0] in name.lower().replace(" ", "")]
-        return Machine(name, free, near[0].rate if near else 100e12, 0.3, bf16=torch.cuda.is_bf16_supported())
-    return Machine("this CPU", psutil.virtual_memory().available, _cpu_rate(), 0.6, cuda=False)
+        return Machine(name, free, near[0].rate if near else 100e12, 0.3, True, torch.cuda.is_bf16_supported(), slices)
+    return Machine("this CPU", psutil.virtual_memory().available, _cpu_rate(), 0.6, cuda=False, slices=slices)
 
 
 def _cpu_rate() -> float:
@@ -92,6 +94,16 @@ def _cpu_rate() -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How a training keeps to the memory there is; none changes what a step takes in."""
+
+    pack: int
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    recompute: bool = False
+    """Whether a block keeps its input only and is computed again for the backward pass."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a training will be. Bytes, seconds, tokens; None where nothing is known."""
 
@@ -101,6 +113,8 @@ class Plan:
     parameters: int
     trained: int
     pack: int
+    optimizer: str
+    recompute: bool
     memory: dict[str, float]
     available: float
     disk: float
@@ -138,6 +152,10 @@ class Plan:
             f"{self.machine}: about {self.needed / GB:.1f} of {self.available / GB:.1f} GB "
             f"at {self.pack:,} tokens at once{about}"
         )
+        if self.recompute:
+            yield "to fit, every block is computed again for the backward pass"
+        if self.optimizer != "adamw":
+            yield "AdamW's averages are kept in 8 bits"
 
 
 def spoken(seconds: float) -> str:
@@ -164,8 +182,8 @@ def make_plan(
     _check_texts(settings, train, validation)
     sizes = outline(settings.base, settings.adapter)
     longest = max((len(text) for text in train.encoded), default=0) if train else settings.prompt.context
-    pack = _fitting_pack(settings, sizes, machine, longest)
-    memory = memory_by_part(settings, sizes, machine, pack, longest)
+    way = _fitting(settings, sizes, machine, longest)
+    memory = memory_by_part(settings, sizes, machine, way.pack, longest, way)
     if sum(memory.values()) > machine.memory:
         raise _too_large(settings, sizes, machine, longest, memory)
     plan = Plan(
@@ -174,7 +192,9 @@ def make_plan(
         base=f"{settings.base.model} in {_precision(settings)}",
         parameters=sizes.total,
         trained=sizes.trained,
-        pack=pack,
+        pack=way.pack,
+        optimizer=way.optimizer,
+        recompute=way.recompute,
         memory=memory,
         available=machine.memory,
         # A checkpoint has the weights and AdamW's two averages; the best may be older than those kept; one is written.
@@ -194,7 +214,7 @@ def make_plan(
             split=train.split / train.conversations,
             left_out=train.left_out / train.conversations,
             seconds=computed_tokens(settings, train, validation)
-            * operations(settings, sizes, train)
+            * operations(settings, sizes, train, way.recompute)
             / (machine.rate * machine.share),
         )
     return replace(plan, cautions=[*cautions(settings, train, validation), *_of_machine(settings, sizes, machine)])
@@ -205,9 +225,10 @@ def _precision(settings: recipe.Recipe) -> str:
 
 
 def memory_by_part(
-    settings: recipe.Recipe, sizes: Outline, machine: Machine, pack: int, longest: int
+    settings: recipe.Recipe, sizes: Outline, machine: Machine, pack: int, longest: int, way: Way | None = None
 ) -> dict[str, float]:
     """Bytes at the highest point of a step that computes `pack` tokens at once, or its longest conversation alone."""
+    way = way or Way(pack)
     tokens = max(pack, longest)
     load = _precision(settings)
     # NF4: half a byte, and for 64 of them a scale of 4 bytes, or of 1 byte with 4 bytes for 256 scales.
@@ -221,12 +242,18 @@ def memory_by_part(
     elif settings.adapter.dropout:
         kept += sizes.kept / 3  # a mask of a byte for each input
     kept += 4.0 * sizes.scores * longest
+    if way.recompute:
+        kept = kept / sizes.layers + plain * sizes.width * sizes.layers
+    slices, trained = machine.slices, sizes.trained / machine.slices
+    weights = stored * sizes.matrices, plain * (sizes.total - sizes.matrices)
+    # Of a split model a process has its slice, two blocks whole, and what lies around the blocks.
+    around = (2 * weights[0] / sizes.layers + weights[1]) if slices > 1 else 0.0
     piece = min(PIECE, tokens * sizes.vocabulary)
     return {
-        "weights": stored * sizes.matrices + plain * (sizes.total - sizes.matrices),
-        "adapter": 0.0 if full else 4.0 * sizes.trained,
-        "gradients": 4.0 * sizes.trained,
-        "optimizer": 8.0 * sizes.trained,
+        "weights": sum(weights) / slices + around,
+        "adapter": 0.0 if full else 4.0 * trained,
+        "gradients": 4.0 * trained + (around if full else 0.0),
+        "optimizer": (8.0 if way.optimizer == "adamw" else 2.04) * trained,
         "activations": tokens * (kept + 4.0 * sizes.width),
         "working space": 2.0 * sizes.largest + tokens * 6.0 * sizes.widest,
         "logits": piece * (10.0 if machine.cuda else 2.0) + (4.0 * sizes.width * sizes.vocabulary if full else 0),
@@ -234,13 +261,19 @@ def memory_by_part(
     }
 
 
-def _fitting_pack(settings: recipe.Recipe, sizes: Outline, machine: Machine, longest: int) -> int:
-    if settings.train.pack != "auto":
-        return settings.train.pack
-    for size in SIZES[0 if machine.cuda else 2 :]:
-        if sum(memory_by_part(settings, sizes, machine, size, longest).values()) <= machine.memory:
-            return size
-    return SIZES[-1]
+def _fitting(settings: recipe.Recipe, sizes: Outline, machine: Machine, longest: int) -> Way:
+    """The fastest way that fits, else the leanest. Computing blocks again costs most time and is the last resort."""
+    chosen = settings.train
+    packs = SIZES[0 if machine.cuda else 2 :] if chosen.pack == "auto" else (chosen.pack,)
+    optimizers: list[Literal["adamw", "adamw-8bit"]] = ["adamw" if chosen.optimizer == "auto" else chosen.optimizer]
+    if chosen.optimizer == "auto" and machine.cuda and machine.slices == 1:
+        optimizers.append("adamw-8bit")
+    ways = [Way(pack, kind, again) for again in (False, True) for kind in optimizers for pack in packs]
+
+    def fits(way: Way) -> bool:
+        return sum(memory_by_part(settings, sizes, machine, way.pack, longest, way).values()) <= machine.memory
+
+    return next(filter(fits, ways), ways[-1])
 
 
 def _too_large(
@@ -268,7 +301,8 @@ def _too_large(
         if new.adapter.method != settings.adapter.method:
             new_sizes = outline(new.base, new.adapter)
         most = min(longest, new.prompt.context)
-        need = sum(memory_by_part(new, new_sizes, machine, _fitting_pack(new, new_sizes, machine, most), most).values())
+        way = _fitting(new, new_sizes, machine, most)
+        need = sum(memory_by_part(new, new_sizes, machine, way.pack, most, way).values())
         if need <= machine.memory:
             named = [f"{s}.{k}: {v}" for s, k, v in _last(tried) if tree[s][k] != v]
             hint = f"with {' and '.join(named)} it takes {need / GB:.1f} GB"
@@ -288,14 +322,16 @@ def _last(remedies: Sequence[tuple[str, str, Any]]) -> Sequence[tuple[str, str, 
     return list({(section, key): (section, key, value) for section, key, value in remedies}.values())
 
 
-def operations(settings: recipe.Recipe, sizes: Outline, train: Texts) -> float:
+def operations(settings: recipe.Recipe, sizes: Outline, train: Texts, again: bool = False) -> float:
     """Arithmetic operations for a token: forward and backward through every matrix, the head where supervised.
 
-    A frozen matrix costs two operations a parameter forward and two backward, a trained one two more.
+    A frozen matrix costs two operations a parameter forward and two backward, a trained one two more; two more if
+    blocks are computed `again`.
     """
     trained_too = 6 if settings.adapter.method == "full" else 4
     head = sizes.width * sizes.vocabulary * train.targets / train.tokens
-    return trained_too * (sizes.matrices + head) + (6 * sizes.trained if trained_too == 4 else 0)
+    update = 6 * sizes.trained if trained_too == 4 else 0
+    return trained_too * (sizes.matrices + head) + 2 * again * sizes.matrices + update
 
 
 def computed_tokens(settings: recipe.Recipe, train: Texts, validation: Texts | None) -> float:

@@ -61,11 +61,12 @@ def probe(settings: recipe.Recipe, plan: Plan, train: Texts) -> Probe:
     if each * STEPS > SECONDS:
         batch = max(1, int(batch * SECONDS / (each * STEPS)))
     changes: dict[str, Any] = {"steps": STEPS, "batch": batch, "pack": plan.pack, "keep": "last", "patience": None}
-    changes |= {"save_every": 10**9, "save_seconds": 1e9}
+    changes |= {"save_every": 10**9, "save_seconds": 1e9, "optimizer": plan.optimizer}
     with tempfile.TemporaryDirectory() as folder:
         watch = _Watch(Path(folder))
         few = settings.train.model_copy(update=changes)
-        loop = Loop(model_to_train(settings), train.encoded, [], few, Path(folder), tracker=watch)
+        model, again = model_to_train(settings), plan.recompute
+        loop = Loop(model, train.encoded, [], few, Path(folder), tracker=watch, recompute=again)
         with contextlib.suppress(_Enough):
             loop.run(f"{STEPS} steps to try")
     rates = [

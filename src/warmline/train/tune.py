@@ -18,7 +18,7 @@ from warmline.model import adapter, load, scratch
 from warmline.model.template import Template
 from warmline.model.texts import Texts, encode_all
 from warmline.runs import read_jsonl, write_json
-from warmline.train import checkpoint
+from warmline.train import checkpoint, shard
 from warmline.train.group import Group
 from warmline.train.loop import Loop
 from warmline.train.plan import make_plan, this_machine
@@ -52,11 +52,11 @@ def texts_of(settings: recipe.Recipe, data: Path, tokenizer: Any) -> tuple[Templ
     return template, train, validation
 
 
-def model_to_train(settings: recipe.Recipe) -> Any:
+def model_to_train(settings: recipe.Recipe, device: str | None = None) -> Any:
     """The base with what is to be trained on it: every weight, or a new adapter."""
     if settings.adapter.method == "lora":
-        return adapter.add_adapter(load.load_model(settings.base), settings.adapter, settings.train.seed)
-    model = load.load_model(settings.base.model_copy(update={"load": "fp32"}))
+        return adapter.add_adapter(load.load_model(settings.base, device), settings.adapter, settings.train.seed)
+    model = load.load_model(settings.base.model_copy(update={"load": "fp32"}), device)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
@@ -84,37 +84,42 @@ def tune(
     checkpoint.same(folder, made_from)
     tokenizer = load.load_tokenizer(settings.base)
     template, train, validation = texts_of(settings, data, tokenizer)
-    plan = make_plan(settings, this_machine(), train, validation)
+    plan = make_plan(settings, this_machine(group.size if group.split else 1), train, validation)
     for line in plan.short():
         console.say(line)
     for caution in plan.cautions:
         console.warn(caution)
-    model = model_to_train(settings)
+    # What is to be split may be too large for one device: it goes there block by block, in slices.
+    model = model_to_train(settings, "cpu" if group.split else None)
     size = load.size(model)
     names = settings.train.track if group.leads else ()
-    outcome = Loop(
+    loop = Loop(
         model,
         train.encoded,
         validation.encoded,
-        settings.train.model_copy(update={"pack": plan.pack}),
+        settings.train.model_copy(update={"pack": plan.pack, "optimizer": plan.optimizer}),
         folder,
         group=group,
-        replies=replies_of(model, template, settings.evaluate, settings.train.samples),
+        replies=None if group.split else replies_of(model, template, settings.evaluate, settings.train.samples),
         tracker=Tracker(folder, names, settings.name, settings.train.model_dump(mode="json")),
         made_from=made_from,
-    ).run()
+        recompute=plan.recompute,
+    )
+    outcome = loop.run()
+    full = settings.adapter.method == "full"
+    weights = shard.gather(loop.parameters, torch.bfloat16 if full else torch.float32, group.leads)
     identity = load.identity(settings.base)
     if not group.leads:
         pass
-    elif settings.adapter.method == "full":
+    elif full:
         model.to(torch.bfloat16)
         model.config.dtype = torch.bfloat16
         with load.quiet():
-            model.save_pretrained(folder / "model")
+            model.save_pretrained(folder / "model", state_dict=weights)
             tokenizer.save_pretrained(folder / "model")
         write_json(folder / "model" / "base.json", identity)
     else:
-        adapter.save_adapter(model, folder / "adapter", identity)
+        adapter.save_adapter(model, folder / "adapter", identity, weights)
     steps = outcome.steps
     return asdict(outcome) | {
         "base": identity,

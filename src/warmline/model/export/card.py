@@ -80,16 +80,23 @@ def head(form: str, facts: Facts) -> dict[str, Any]:
 
 def safety_lines(safety: dict[str, Any]) -> list[str]:
     """What the evaluation found, and who went on in spite of it."""
-    if safety["state"] == "passed":
-        return ["Warmline's evaluation found no significant loss of safety against the base."]
+    if safety["state"] == "not evaluated":
+        return ["**Not evaluated**: whether this model is less safe than its base was not measured."]
+    lines = ["Warmline's evaluation found no significant loss of safety against the base."]
     if safety["state"] == "refused":
-        return [
-            f"**Warmline's evaluation found this model less safe than its base.** Exported all the same by decision of "
-            f"{safety['override']}. What was found:",
+        lines = [
+            "**Warmline's evaluation found this model less safe than its base.** "
+            + (f"Exported all the same by decision of {safety['override']}. " if safety["override"] else "")
+            + "What was found:",
             "",
-            *(f"- {reason}" for reason in safety["reasons"] or ["no reason was recorded"]),
+            *(f"- {reason}" for reason in safety["reasons"]),
         ]
-    return ["**Not evaluated**: whether this model is less safe than its base was not measured."]
+    if lost := safety.get("forms"):
+        signed = f"; exported all the same by decision of {safety['override']}" if safety.get("override") else ""
+        lines += ["", f"Forms that became less safe than the tuned model, not to be used{signed}:", ""]
+        lines += [f"- {form}: {'; '.join(reasons)}" for form, reasons in lost.items()]
+    measured = ", ".join(safety.get("measured", ())) or "none"
+    return [*lines, "", f"Quantised forms whose safety was measured by themselves: {measured}."]
 
 
 def render(form: str, facts: Facts) -> str:

@@ -30,7 +30,7 @@ PREFERRED = ("q4_k_m", "q5_k_m", "q8_0", "q4_0", "f16", "bf16", "f32")
 
 
 def safety(run: Run, train_key: str, override: str | None) -> dict[str, Any]:
-    """What the evaluation says of this very training, for the card.
+    """What the evaluation says of this very training, for the card. `forms` are those that lost what it had.
 
     Raises:
         ModelError: it found the model less safe than its base, and nobody has put their name to going on.
@@ -43,21 +43,33 @@ def safety(run: Run, train_key: str, override: str | None) -> dict[str, Any]:
         console.warn("the evaluation is of an earlier training; run `warmline evaluate` again")
         return {"state": "not evaluated"}
     try:
-        gate = read_json(folder / "gate.json")
-        passed, reasons = gate["passed"] is True, [str(reason) for reason in gate.get("reasons", ())]
+        found = {
+            system: [] if one["passed"] is True else [str(reason) for reason in one["reasons"]] or ["no reason given"]
+            for system, one in read_json(folder / "gate.json")["systems"].items()
+        }
+        reasons = found.pop("tuned")
     except (ValueError, KeyError, TypeError, AttributeError):
-        passed, reasons = False, ["evaluation/gate.json cannot be read"]
-    if passed:
-        return {"state": "passed"}
+        found, reasons = {}, ["evaluation/gate.json cannot be read"]
+    told = {"measured": sorted(found), "forms": {form: why for form, why in found.items() if why}}
+    if not reasons:
+        return {"state": "passed", "override": override if told["forms"] else None} | told
     if not override:
         raise ModelError(
-            f"the evaluation found run `{run.name}` less safe than its base: {'; '.join(reasons) or 'no reason given'}",
+            f"the evaluation found run `{run.name}` less safe than its base: {'; '.join(reasons)}",
             code="export-refused",
             where=str(folder / "gate.json"),
             hint="read evaluation/report.html and train again; to go on all the same, --override 'YOUR NAME', which "
             "the card will carry",
         )
-    return {"state": "refused", "reasons": reasons, "override": override}
+    return {"state": "refused", "reasons": reasons, "override": override} | told
+
+
+def left_out(found: dict[str, Any]) -> dict[str, list[str]]:
+    """The forms that the evaluation refuses though the model passed, with its reasons; none when somebody signed."""
+    if found.get("override"):
+        return {}
+    known = {f"gguf-{quant}": f"gguf:{quant}" for quant in QUANTS}
+    return {known[form]: why for form, why in found.get("forms", {}).items() if form in known}
 
 
 def export(
@@ -81,15 +93,28 @@ def export(
         "safety": safety(run, tuned, override),
         "base_licence": base_licence or card.licence_of_base(settings.base),
     }
-    wanted = set(forms)
+    asked = wanted = set(forms)
+    refused = left_out(common["safety"])
+    for form in sorted(asked & refused.keys()):
+        console.warn(f"{form} is left out, for it became less safe than the tuned model: {'; '.join(refused[form])}")
+    if asked <= refused.keys() | {"ollama"} and asked & refused.keys():
+        raise ModelError(
+            f"the evaluation found every form asked for less safe than the tuned model: {', '.join(sorted(refused))}",
+            code="export-refused",
+            where=str(run.folder / "evaluation" / "gate.json"),
+            hint="choose a finer --quant; to go on all the same, --override 'YOUR NAME', which the card will carry",
+        )
     if any(form.startswith("gguf") for form in wanted):
         verify.llama_cpp()
     with run.locked():
         old = run.folder / "export"
         before = read_json(old / MANIFEST)["inputs"] if (old / MANIFEST).exists() else {}
-        goes_on = {key: before.get(key) for key in common} == common
+        goes_on = all(before.get(key) == common[key] for key in ("train", "base_licence"))
         if goes_on:
-            wanted |= set(before["forms"])
+            wanted = wanted | set(before["forms"])
+        wanted = wanted - refused.keys()
+        if not any(form.startswith("gguf:") and form != "gguf:lora" for form in wanted):
+            wanted = wanted - {"ollama"}
         inputs = common | {"forms": sorted(wanted)}
         stage = run.stage("export", inputs)
         if stage.finished:
@@ -140,6 +165,7 @@ class _Work:
 
     def carry_out(self) -> None:
         """Make what is missing, the later forms from the earlier."""
+        self._leave_out()
         if "adapter" in self.forms:
             self._do("adapter", "adapter", self._adapter)
         quants = [quant for quant in QUANTS if f"gguf:{quant}" in self.forms]
@@ -155,6 +181,16 @@ class _Work:
             shutil.rmtree(self.folder / "merged", ignore_errors=True)
             self.verified.pop("merged", None)
             self._remember()
+
+    def _leave_out(self) -> None:
+        """Remove what was made before and is refused now, and a Modelfile that runs it."""
+        for form in [f for f in self.verified if f.startswith("gguf:") and f not in self.forms]:
+            (self.folder / "gguf" / self.verified.pop(form)["file"]).unlink(missing_ok=True)
+        runs = self.verified.get("ollama", {}).get("runs")
+        if runs and not (self.folder / "gguf" / runs).exists():
+            del self.verified["ollama"]
+            (self.folder / "gguf" / "Modelfile").unlink(missing_ok=True)
+        self._remember()
 
     def _do(self, form: str, what: str, make: Callable[[], dict[str, Any]]) -> None:
         if form in self.verified:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from warmline import recipe
+from warmline.errors import ModelError
 from warmline.model.export.vocabulary import adds_bos
 from warmline.model.template import Template
 
@@ -46,7 +47,11 @@ def go_template(template: Template) -> str:
 
 
 def modelfile(file: str, settings: recipe.Recipe, template: Template, licence: str) -> str:
-    """The Modelfile for the GGUF named `file`, which lies beside it."""
+    """The Modelfile for the GGUF named `file`, which lies beside it.
+
+    Raises:
+        ModelError: a text has three quotes in a row, which end a text there and have no other spelling.
+    """
     asked = settings.evaluate
     stops = [template.tokenizer.convert_ids_to_tokens(i) for i in template.end_ids]
     values: list[tuple[str, Any]] = [
@@ -57,6 +62,12 @@ def modelfile(file: str, settings: recipe.Recipe, template: Template, licence: s
         *(("stop", f'"{stop}"') for stop in stops),
     ]
     quotes = '"""'
+    if any(quotes in text for text in (settings.prompt.system, licence)):
+        raise ModelError(
+            "a Modelfile cannot hold three double quotes in a row",
+            code="export-unsupported",
+            hint="take them out of prompt.system or of the licence, or leave out --ollama",
+        )
     return "\n".join(
         [
             "# ollama create NAME -f Modelfile",
