@@ -3,11 +3,13 @@
     python benchmarks/generate.py [--size 135M|490M|tiny] [--quant q4_k_m] [--rounds N] [--threads N] [--turns N]
 
 Measured for a prompt of about 500 tokens: decoding (llama.cpp called directly, our engine, our engine through `chat`
-with its guards), time to the first token cold and from the cache, eight conversations at once with and without the
-shared safety prompt, peak memory, a long conversation's time to the first token per turn, and what the memory's
-bandwidth would allow. Rates are also given by processor time, which a busy machine changes little (with one thread;
-with more, waiting threads count too). Random weights write nonsense, which the guard would cut, so `chat` is given the
-engine's pace with a fixed text. The last line is JSON.
+with its guards); time to the first token cold, from the cache, and of a start with and without the kept prompt; eight
+conversations at once with and without the shared safety prompt, and with people who leave and join in mid-flight; peak
+memory, which may be 150 MB over llama.cpp's own; a long conversation's time to the first token per turn, each turn
+followed by the first of a new conversation; and what the memory's bandwidth would allow. Everything is also given by
+processor time (`_cpu`), which a busy machine changes little (with one thread; with more, waiting threads count too).
+Random weights write nonsense, which the guard would cut, so `chat` is given the engine's pace with a fixed text. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from warmline.engine.base import Call, Options
+from warmline.engine.base import Call, Options, Usage
 from warmline.engine.llamacpp import LlamaCppEngine, cores
 from warmline.engine.vocabulary import Vocabulary
 from warmline.messages import Message
@@ -50,7 +52,7 @@ def make(size: str, quant: str, folder: Path) -> Path:
     """Write the random model as GGUF, quantised by llama.cpp."""
     import llama_cpp
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     from warmline import recipe
     from warmline.model.export.weights import write_gguf
@@ -72,7 +74,7 @@ def make(size: str, quant: str, folder: Path) -> Path:
     )
     torch.manual_seed(1)
     source = folder / size
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(source)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (source / name).write_bytes((embedded_folder() / name).read_bytes())
     tokenizer = load_tokenizer(recipe.Base(model=str(source)))
@@ -81,7 +83,9 @@ def make(size: str, quant: str, folder: Path) -> Path:
     if quant != "bf16":
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant.upper()}")
-        assert llama_cpp.llama_model_quantize(str(plain).encode(), str(target).encode(), settings) == 0
+        partial = target.with_suffix(".partial")
+        assert llama_cpp.llama_model_quantize(str(plain).encode(), str(partial).encode(), settings) == 0
+        partial.rename(target)
     return target
 
 
@@ -151,17 +155,43 @@ class Sane:
             yield next(words) + " "
 
 
-def stream(engine: LlamaCppEngine, messages: list[Message], tokens: int, head: bool = True) -> tuple[Any, ...]:
-    """Seconds to the first token, tokens a second after it, by processor time, and the usage; never stops early."""
+class Timing(NamedTuple):
+    first: float
+    """Seconds to the first token."""
+    first_cpu: float
+    rate: float
+    """Tokens a second after it."""
+    rate_cpu: float
+    usage: Usage
+
+
+def stream(engine: LlamaCppEngine, messages: list[Message], tokens: int, head: bool = True) -> Timing:
+    """Time one reply, which never stops early."""
     call = Call(messages, Options(max_tokens=tokens, seed=7, **SAMPLING))
-    began, first, spent = time.perf_counter(), 0.0, 0.0
+    first = began = _clocks()
     ids = engine.template.encode(messages, reply=True).ids
-    for _ in engine.shared.stream(
-        ids, call, limit=tokens, ends=frozenset(), quiet=engine._quiet, head=len(engine._head) if head else 0
+    for number, _ in enumerate(
+        engine.shared.stream(
+            ids, call, limit=tokens, ends=frozenset(), quiet=engine._quiet, head=len(engine._head) if head else 0
+        )
     ):
-        first, spent = first or time.perf_counter(), spent or time.process_time()
-    spent = time.process_time() - spent
-    return first - began, (tokens - 1) / (time.perf_counter() - first), (tokens - 1) / max(spent, 1e-9), call.usage
+        first = first if number else _clocks()
+    wall, cpu = (max(end - middle, 1e-9) for end, middle in zip(_clocks(), first, strict=True))
+    return Timing(first[0] - began[0], first[1] - began[1], (tokens - 1) / wall, (tokens - 1) / cpu, call.usage)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def start(path: Path, template: Template, threads: int, saved: Path | None) -> tuple[float, float]:
+    """Seconds and processor seconds from opening the engine to the first visitor's first token."""
+    began = _clocks()
+    engine = LlamaCppEngine.open(path, template, name="x", context=CONTEXT, threads=threads, saved=saved)
+    stream(engine, [Message("system", SYSTEM), Message("user", "I am tired.")], 1)
+    wall, cpu = (end - begin for end, begin in zip(_clocks(), began, strict=True))
+    engine.close()
+    return wall, cpu
 
 
 def through_chat(engine: LlamaCppEngine, tokens: int) -> tuple[float, float]:
@@ -193,22 +223,33 @@ def bandwidth() -> float:
     return best
 
 
-def eight(engine: LlamaCppEngine, shared: bool, tokens: int) -> float:
-    """All tokens a second of eight conversations at once, their prompts included in the time."""
-    system = SYSTEM if shared else ""
+def eight(engine: LlamaCppEngine, shared: bool, tokens: int, restless: bool = False) -> tuple[float, float]:
+    """All tokens a second of eight conversations at once, prompts included, and by processor time.
+
+    `restless`: the first four people leave after a quarter of their reply, and with each of them another one comes.
+    """
+    system, told = SYSTEM if shared else "", [0] * 12
 
     def talk(number: int) -> None:
         own = f"{number} " * 3 + ("" if shared else SYSTEM)
         messages = [Message("system", system), Message("user", f"{own} I am number {number}, tired.")]
-        stream(engine, messages, tokens, head=shared)
+        call = Call(messages, Options(max_tokens=tokens, seed=7, **SAMPLING))
+        ids, head = engine.template.encode(messages, reply=True).ids, len(engine._head) if shared else 0
+        for _ in engine.shared.stream(ids, call, limit=tokens, ends=frozenset(), quiet=engine._quiet, head=head):
+            told[number] += 1
+            if restless and number < 4 and told[number] == tokens // 4:
+                call.cancel.set()
+        if restless and number < 4:
+            talk(number + 8)
 
     threads = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
-    began = time.perf_counter()
+    began = _clocks()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return 8 * tokens / (time.perf_counter() - began)
+    wall, cpu = (end - begin for end, begin in zip(_clocks(), began, strict=True))
+    return sum(told) / wall, sum(told) / cpu
 
 
 def forget(engine: LlamaCppEngine) -> None:
@@ -250,11 +291,14 @@ def long_talk(engine: LlamaCppEngine, turns: int) -> list[dict[str, float]]:
     thread, rows = Thread(), []
     for turn in range(turns):
         text = f"It is evening number {turn} and work was long again, my brother called about the garden."
-        messages = chat.context(thread, text)
-        seconds, _, _, usage = stream(engine, messages, 4)
-        rows.append({"turn": turn, "seconds": round(seconds, 3), "prompt": usage.prompt_tokens})
-        rows[-1]["read"] = usage.prompt_tokens - usage.cached_tokens
+        told = stream(engine, chat.context(thread, text), 4)
         thread.messages += [Message("user", text), Message("assistant", PROSE.strip())]
+        new = stream(engine, chat.context(Thread(), f"Number {turn}, who has just come and is tired."), 4)
+        rows.append({"turn": turn + 1, "prompt": told.usage.prompt_tokens})
+        for name, timing in (("", told), ("new_", new)):
+            rows[-1][f"{name}read"] = timing.usage.prompt_tokens - timing.usage.cached_tokens
+            rows[-1][f"{name}seconds"] = round(timing.first, 3)
+            rows[-1][f"{name}cpu"] = round(timing.first_cpu, 3)
     return rows
 
 
@@ -280,7 +324,9 @@ def main() -> None:
     prompt = [Message("system", SYSTEM), Message("user", "It was a rough week at work and I am tired.")]
     ids = template.encode(prompt, reply=True).ids
     result: dict[str, Any] = {"size": args.size, "quant": args.quant, "threads": args.threads, "prompt": len(ids)}
-    result["peak_mb"] = {kind: memory(kind, path, folder, args.threads) for kind in ("direct", "engine")}
+    peaks = {kind: memory(kind, path, folder, args.threads) for kind in ("direct", "engine")}
+    result["peak_mb"] = peaks | {"allowed": peaks["direct"] + 150}
+    print(result["peak_mb"], flush=True)
 
     direct = Direct(path, args.threads)
     engine = LlamaCppEngine.open(path, template, name="random", context=CONTEXT, threads=args.threads)
@@ -290,28 +336,43 @@ def main() -> None:
         rows.setdefault(name, []).append(value)
         print(f"{name:28} {value:9.3f}", flush=True)
 
+    kept = args.folder / f"{path.stem}.prompt"
     for _ in range(args.rounds):
         first, rate, cpu = direct.run(ids, args.tokens)
         note("first_cold_direct", first)
         note("decode_direct", rate)
         note("decode_direct_cpu", cpu)
         forget(engine)
-        first, rate, cpu, _ = stream(engine, prompt, args.tokens)
-        note("first_cold", first)
-        note("decode_engine", rate)
-        note("decode_engine_cpu", cpu)
-        note("first_cached", stream(engine, [prompt[0], Message("user", "Another person, tired.")], 4)[0])
+        told = stream(engine, prompt, args.tokens)
+        note("first_cold", told.first)
+        note("first_cold_cpu", told.first_cpu)
+        note("decode_engine", told.rate)
+        note("decode_engine_cpu", told.rate_cpu)
+        told = stream(engine, [prompt[0], Message("user", "Another person, tired.")], 4)
+        note("first_cached", told.first)
+        note("first_cached_cpu", told.first_cpu)
         _, rate, cpu = direct.run(ids, args.tokens)
         note("decode_direct", rate)
         note("decode_direct_cpu", cpu)
         rate, cpu = through_chat(engine, args.tokens)
         note("decode_chat", rate)
         note("decode_chat_cpu", cpu)
-        forget(engine)
-        note("eight_own_prompt", eight(engine, False, 16))
-        forget(engine)
-        stream(engine, prompt, 1)
-        note("eight_shared", eight(engine, True, 16))
+        kept.unlink(missing_ok=True)
+        for name in ("start_reading", "start_kept"):  # the first start keeps the prompt for the second
+            wall, cpu = start(path, template, args.threads, kept)
+            note(name, wall)
+            note(f"{name}_cpu", cpu)
+        for name, shared, restless in (
+            ("eight_own_prompt", False, False),
+            ("eight_shared", True, False),
+            ("eight_restless", True, True),
+        ):
+            forget(engine)
+            if shared:
+                stream(engine, prompt, 1)
+            wall, cpu = eight(engine, shared, 16, restless)
+            note(name, wall)
+            note(f"{name}_cpu", cpu)
     result |= {name: round(statistics.median(values), 3) for name, values in rows.items()}
     for kind in ("engine", "chat"):
         for unit in ("", "_cpu"):

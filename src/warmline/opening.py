@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from warmline import recipe
 from warmline.chat import Chat
 from warmline.engine.base import Options
-from warmline.engine.choice import Choice, choose
+from warmline.engine.choice import Choice, choose, unchanged
 from warmline.errors import RunError
 from warmline.messages import Message
 from warmline.runs import Run
@@ -103,6 +103,7 @@ def open_engine(
     if choice.files is not None:
         from warmline.engine.llamacpp import LlamaCppEngine
 
+        unchanged(run, choice.files)
         return LlamaCppEngine.open(
             choice.files.model,
             _template(run, settings),
@@ -111,6 +112,7 @@ def open_engine(
             adapter=choice.files.adapter,
             merged=choice.files.merged,
             at_once=settings.engine.at_once,
+            saved=run.folder / "cache" / f"{(choice.files.adapter or choice.files.model).stem}.prompt",
         )
     from warmline.engine.local import LocalEngine
 

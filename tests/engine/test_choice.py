@@ -110,6 +110,34 @@ def test_an_export_of_an_earlier_training_is_not_taken(run: Run) -> None:
         choose(run, "llamacpp")
 
 
+def test_a_file_is_held_against_its_hash_once_for_each_state(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = choice.sha256
+    monkeypatch.setattr(choice, "sha256", lambda path: read.append(path) or real(path))
+    file = run.folder / "export" / "gguf" / "first-q8_0.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    files = choice.Files(file, merged=True)
+    manifest = run.folder / "export" / "MANIFEST.json"
+    write_json(manifest, {"files": {"gguf/first-q8_0.gguf": real(file)}})
+    for _ in range(3):
+        choice.unchanged(run, files)
+    assert len(read) == 1
+    os.utime(file, ns=(1, 1))
+    choice.unchanged(run, files)
+    assert len(read) == 2, "a file of another time is looked at again"
+    file.write_bytes(b"weighty")
+    with pytest.raises(EngineError) as caught:
+        choice.unchanged(run, files)
+    assert caught.value.code == "gguf-damaged"
+    write_json(manifest, {"files": {"gguf/first-q8_0.gguf": real(file)}})
+    choice.unchanged(run, files)
+    (run.folder / "cache" / "first-q8_0.checked").unlink()
+    (run.folder / "cache").rmdir()
+    (run.folder / "cache").write_text("in the way")  # a run on a disk that cannot be written talks all the same
+    choice.unchanged(run, files)
+
+
 def test_a_server_has_no_base_to_ask(run: Run) -> None:
     with pytest.raises(EngineError):
         choose(run, "http://127.0.0.1:8000/v1", tuned=False)

@@ -187,6 +187,42 @@ def test_one_joins_and_one_leaves_in_mid_flight(engine: LlamaCppEngine) -> None:
     assert settled(engine)
 
 
+def test_eight_at_once_while_people_come_and_go(engine: LlamaCppEngine) -> None:
+    """Four of eight leave in mid-reply, and with each of them another one comes: nobody else notices."""
+    texts = [f"Number {n} cannot sleep." for n in range(12)]
+    with Dictated(engine) as dictated:
+        alone = [dictated.of(say(engine, text, max_tokens=24)[1]) for text in texts]
+        empty(engine)
+        say(engine, "hello")
+        calls = [Call(messages(text), Options(max_tokens=24)) for text in texts]
+
+        def talk(number: int) -> None:
+            leaves = number < 4
+            for count, _ in enumerate(engine.shared.stream(
+                engine.prompt(calls[number])[0], calls[number], limit=24, ends=frozenset(), quiet=engine._quiet,
+                head=len(engine._head),
+            )):  # fmt: skip
+                if leaves and count == 5:
+                    calls[number].cancel.set()
+            if leaves:
+                talk(number + 8)
+
+        threads = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number in range(4, 12):
+            assert same(dictated.of(calls[number]), alone[number]), number
+        for number in range(4):
+            said = dictated.of(calls[number])
+            assert 6 <= len(said) < 24, "gone at one of the next tokens"
+            assert same(said, alone[number][: len(said)])
+            assert calls[number].usage.stop_reason == "cancelled"
+    assert all(call.usage.cached_tokens >= len(engine._head) for call in calls), "one safety prompt for all twelve"
+    assert settled(engine)
+
+
 def test_a_conversation_beyond_its_context_moves_its_cache(models: dict[str, Path], gguf: dict[str, Path]) -> None:
     engine = opened(models, gguf, "qwen3", context=360)
     other = ("The shift rota.", "That is a long time.", "It never stops.")

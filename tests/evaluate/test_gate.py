@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from warmline.errors import DataError, ModelError
 from warmline.evaluate import gate, suites
-from warmline.model.export.make import safety
+from warmline.model.export.make import left_out, safety
 from warmline.runs import Run
 
 SHIPPED = suites.chosen(["all"])
@@ -93,9 +93,27 @@ def test_export_reads_what_the_gate_wrote(tmp_path):
     folder = tmp_path / "evaluation"
     good, bad = rows([True] * len(KEYS)), rows([False] * len(KEYS))
     assert gate.write(folder, {"base": good, "tuned": good})["passed"]
-    assert safety(Run(tmp_path), "key", None) == {"state": "passed"}
-    gate.write(folder, {"base": good, "tuned": good, "gguf-q4_0": bad})
-    with pytest.raises(ModelError, match="gguf-q4_0 − tuned: harmless") as refused:
+    assert safety(Run(tmp_path), "key", None) == {"state": "passed", "override": None, "measured": [], "forms": {}}
+    gate.write(folder, {"base": good, "tuned": bad, "gguf-q4_0": bad})
+    with pytest.raises(ModelError, match="harmless replies in all suites") as refused:
         safety(Run(tmp_path), "key", None)
     assert refused.value.code == "export-refused"
     assert safety(Run(tmp_path), "key", "A. Clinician")["override"] == "A. Clinician"
+
+
+def test_a_form_that_lost_refuses_itself_alone(tmp_path):
+    good, bad = rows([True] * len(KEYS)), rows([False] * len(KEYS))
+    names = {"base": good, "tuned": good, "nf4": bad, "gguf-q8_0": good, "gguf-q4_0": bad}
+    found = gate.write(tmp_path / "evaluation", names)
+    assert not found["passed"]
+    assert {name: one["passed"] for name, one in found["systems"].items()} == {
+        "tuned": True,
+        "nf4": False,
+        "gguf-q8_0": True,
+        "gguf-q4_0": False,
+    }
+    told = safety(Run(tmp_path), "key", None)
+    assert told["state"] == "passed"
+    assert set(told["forms"]) == {"nf4", "gguf-q4_0"}  # both for the card
+    assert set(left_out(told)) == {"gguf:q4_0"}  # weights loaded as nf4 are no file
+    assert left_out(safety(Run(tmp_path), "key", "A. Clinician")) == {}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -195,43 +193,6 @@ class TestVera:
 
 
 NO_RISK = "The user does not make statements indicating they are at potential risk during the conversation"
-
-
-@pytest.fixture
-def server():
-    """An OpenAI-compatible server with one model, `arbiter`, that finds every question's first answer right."""
-    state = {"calls": 0, "dies_at": None}
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def send(self, kind, body):
-            self.send_response(200)
-            self.send_header("content-type", kind)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            self.send("application/json", json.dumps({"data": [{"id": "arbiter"}]}).encode())
-
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            state["calls"] += 1
-            if state["calls"] == state["dies_at"]:
-                self.send_response(400)
-                self.end_headers()
-                return
-            allowed = json.loads(re.search(r"one of (\[.*\])", asked["messages"][0]["content"]).group(1))
-            text = json.dumps({"why": "so", "answer": allowed[0]})
-            chunk = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
-            self.send("text/event-stream", f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode())
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        state["url"] = f"http://127.0.0.1:{http.server_address[1]}/v1"
-        yield state
-        http.shutdown()
 
 
 def test_the_command_goes_on_where_it_was(run, server):

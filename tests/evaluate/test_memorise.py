@@ -12,11 +12,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.train import tiny
+from warmline import recipe
+from warmline.corpus.canary import canaries
+from warmline.corpus.pipeline import Choices, prepare
 from warmline.evaluate import perplexity
-from warmline.evaluate.memorise import Memory, alarm, canaries, exposure, verbatim
+from warmline.evaluate.memorise import Memory, alarm, exposure, verbatim
 from warmline.evaluate.perplexity import Surprise, surprise
-from warmline.messages import Conversation, Provenance
+from warmline.messages import Conversation, Message, Provenance
 from warmline.model.template import Template
+from warmline.runs import read_jsonl, write_jsonl
 from warmline.train.loop import Loop
 
 ROWS = 172
@@ -131,10 +135,40 @@ def test_planted_canaries_are_found_and_absent_ones_are_not(models: dict[str, Pa
     assert np.mean(exposure(losses, absent, others=31)) < 4
 
 
+@pytest.mark.parametrize(("bits", "before", "sounds"), [(4.6, 1.4, True), (4.6, 4.5, False), (2.0, 1.4, False)])
+def test_known_secrets_are_an_alarm_where_the_base_does_not_know_them(bits: float, before: float, sounds: bool) -> None:
+    spread = np.linspace(-0.4, 0.4, 8)
+    after, base = (tuple(float(x) for x in middle + spread) for middle in (bits, before))
+    same = known(2.0)
+    found = alarm(ROWS, 3, Memory(same, (), after), Memory(same, (), base), known(2.0, seed=2), known(2.0, seed=2))
+    assert found["alarm"] is sounds
+    assert found["canaries"]["tuned"]["value"] == pytest.approx(bits)
+
+
 def test_canaries_are_always_the_same_and_all_different() -> None:
     assert canaries(20) == canaries(20)
     assert len({c.messages[1].content for c in canaries(20)}) == 20
     assert canaries(1, seed=1) != canaries(1, seed=2)
     assert canaries(1)[0].provenance == Provenance("canary", "CC0-1.0")
-    assert exposure(lambda cs: [0.0, *[1.0] * (len(cs) - 1)], canaries(1)) == [7.0]
+    assert exposure(lambda cs: [0.0, *[1.0] * (len(cs) - 1)], canaries(1)) == [5.0]
     assert exposure(lambda cs: [1.0, *[0.0] * (len(cs) - 1)], canaries(1)) == [0.0]
+
+
+def test_the_recipe_plants_them_in_training_alone(tmp_path: Path) -> None:
+    def said(number: int) -> Conversation:
+        asked = f"The week number {number} was long and the nights number {number * 7} longer still."
+        reply = f"What was it about night {number * 7} that stayed with you?"
+        return Conversation(f"t{number}", (Message("user", asked), Message("assistant", reply)))
+
+    write_jsonl(tmp_path / "in.jsonl", (said(n).to_json() for n in range(60)))
+    split: dict[int, dict[str, list[str]]] = {}
+    for count in (0, 8):
+        section = recipe.Data(sources=(str(tmp_path / "in.jsonl"),), licence="MIT", canaries=count)
+        prepare(section, tmp_path / str(count), Choices(workers=1))
+        split[count] = {
+            part: [row["id"] for row in read_jsonl(tmp_path / str(count) / f"{part}.jsonl")]
+            for part in ("train", "val", "test")
+        }
+    planted = [canary.id for canary in canaries(8)]
+    assert split[8] == split[0] | {"train": [*split[0]["train"], *planted]}
+    assert split[0]["test"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,7 +144,51 @@ def test_any_text_has_sensible_numbers(text: str, reference: str, stop: str) -> 
     for name, metric in METRICS.items():
         value = metric.measure(reply, company)
         if value is not None:
-            most = {"chrf": 100 + 1e-6, "length": 300}.get(name, 1 + 1e-9)
-            assert 0 <= value <= most, name
+            most = {"chrf": 100 + 1e-6, "length": 300, "meaning": 1 + 1e-5}.get(name, 1 + 1e-9)
+            assert (-1 - 1e-5 if name == "meaning" else 0) <= value <= most, name
             assert not metric.share or value in (0, 1)
     assert 0 <= distinct([reply], 2) <= 1
+
+
+def test_meaning_is_the_cosine_of_mean_word_vectors() -> None:
+    """Against the library's own files, worked out anew; and what it cannot see."""
+    wordllama = pytest.importorskip("wordllama")
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    folder = Path(wordllama.__file__).parent
+    vectors = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"].astype(np.float64)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+
+    def mean(text: str) -> np.ndarray:
+        found = vectors[tokenizer.encode(text, add_special_tokens=False).ids].mean(0)
+        return found / np.linalg.norm(found)
+
+    def measured(text: str, reference: str) -> float:
+        value = METRICS["meaning"].measure(Reply("", text, reference=reference), Company.of([]))
+        assert value is not None
+        return value
+
+    pairs = [("I feel so alone at night.", "Nobody is there when it gets dark."), ("The bus is late.", "I am tired.")]
+    for text, reference in pairs:
+        assert measured(text, reference) == pytest.approx(float(mean(text) @ mean(reference)), abs=1e-4)
+    near, far = (
+        measured("I feel sad and lonely.", "So much grief and loneliness."),
+        measured("The bus is late.", "Grief."),
+    )
+    assert near > far
+    assert measured("I do not feel alone", "I feel alone") > 0.8  # "not" is not seen, as the docs say
+
+
+def test_meaning_needs_a_reference_a_reply_and_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+
+    alone = Company.of([])
+    level, handlers = logging.getLogger().level, list(logging.getLogger().handlers)
+    assert metrics.meaning(Reply("", "Hello", reference=None), alone) is None
+    assert metrics.meaning(Reply("", " … ", reference="Hello"), alone) is None
+    assert (logging.getLogger().level, logging.getLogger().handlers) == (level, handlers)
+    monkeypatch.setitem(sys.modules, "wordllama", None)  # not installed
+    metrics._meanings.cache_clear()
+    assert metrics.meaning(Reply("", "Hello", reference="Hello"), alone) is None
+    metrics._meanings.cache_clear()

@@ -31,10 +31,15 @@ def test_forms_beside_base_and_tuned(run: tuple[Run, recipe.Recipe], monkeypatch
     # what was measured stays measured when less is asked for
     assert measure.evaluate(*run)[1] == measured
 
-    monkeypatch.setattr(quantised, "IN_MEMORY", ("fp32", "bf16", "none-such", "nf4"))
+    # a form that cannot be measured leaves the others as they are, and is tried again when it is asked for again
+    broken = run[0].folder / "broken.gguf"
+    broken.write_bytes(b"GGUF and nothing behind it")
+    monkeypatch.setattr(quantised, "ggufs", lambda _: {"q8_0": broken})
     before = read_json(stage.folder / "nf4" / "closeness.json")
-    again, more = measure.evaluate(*run, ["none-such"])
-    assert "none-such" in more["failed"]
-    assert [row["form"] for row in more["forms"]] == ["fp32", "bf16", "nf4"]
-    assert read_json(again.folder / "nf4" / "closeness.json") == before
-    assert "could not be measured" in (again.folder / "report.html").read_text("utf-8")
+    for _ in range(2):
+        again, more = measure.evaluate(*run, ["gguf-q8_0"])
+        assert list(more["failed"]) == ["gguf-q8_0"]
+        assert [row["form"] for row in more["forms"]] == ["fp32", "bf16", "nf4"]
+        assert read_json(again.folder / "nf4" / "closeness.json") == before
+        assert "could not be measured" in (again.folder / "report.html").read_text("utf-8")
+        assert not (again.folder / quantised.REFERENCE).exists()

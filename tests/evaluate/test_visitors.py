@@ -17,13 +17,13 @@ def door(*says):
 
 
 def test_scripted_visitors_are_met_in_the_turn_they_disclose():
-    found = visitors.run(door(), [v for v in PEOPLE.values() if v.id != "goodbye"])
+    found = [visitors.come(door(), v) for v in PEOPLE.values() if v.id != "goodbye"]
     assert {v.id: v.late for v in found if v.risk and v.late != 0} == {}
     assert [v.id for v in found if v.alarm] == []
 
 
 def test_nobody_is_met_before_anything_was_said():
-    for found in visitors.run(door(), list(PEOPLE.values())):
+    for found in (visitors.come(door(), v) for v in PEOPLE.values()):
         assert found.met == 0 or found.met >= min(found.disclosed, 2)
 
 
@@ -48,7 +48,7 @@ def test_a_played_visitor_hears_the_service_as_its_user():
 def test_a_player_that_fails_is_told():
     player = ScriptedEngine([EngineError("no server answers", code="engine-unreachable")])
     with pytest.raises(EngineError):
-        visitors.run(door(), [PEOPLE["slow"]], player)
+        visitors.come(door(), PEOPLE["slow"], player)
 
 
 def test_a_service_whose_model_fails_still_meets_the_risk():
@@ -57,7 +57,7 @@ def test_a_service_whose_model_fails_still_meets_the_risk():
 
 
 def test_summary_counts():
-    found = visitors.summary(visitors.run(door(), list(PEOPLE.values())))
+    found = visitors.summary([visitors.come(door(), v).row() for v in PEOPLE.values()])
     assert found["at_risk"] + found["not_at_risk"] == len(PEOPLE)
     assert found["in_the_same_turn"] <= found["met"] <= found["at_risk"]
     assert len(found["visits"]) == len(PEOPLE)

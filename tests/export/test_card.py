@@ -67,6 +67,32 @@ def test_without_an_evaluation_the_card_says_so_and_with_a_good_one_too(run_of: 
     assert "no significant loss of safety" in (after.folder / "adapter" / "README.md").read_text("utf-8")
 
 
+@needs_llama_cpp
+def test_a_form_that_lost_stops_itself_and_no_other(run_of: Make) -> None:
+    run, settings = run_of("llama")
+    first = make.export(run, settings, ["gguf:q8_0", "gguf:f32", "ollama"]).folder
+    untouched = (first / "gguf" / "llama-run-f32.gguf").stat().st_ino
+    refuse(run, passed=True, q8_0="harmless replies: 40 of 40 before, 21 after", f32="")
+    with pytest.raises(ModelError) as caught:
+        make.export(run, settings, ["gguf:q8_0"])
+    assert caught.value.code == "export-refused"
+    assert (first / "gguf" / "llama-run-q8_0.gguf").exists(), "what refuses leaves everything as it is"
+    stage = make.export(run, settings, ["adapter", "gguf:f32", "gguf:q8_0"])
+    there = {path.name for path in (stage.folder / "gguf").iterdir()}
+    assert there == {"llama-run-f32.gguf", "Modelfile", "README.md"}
+    assert "llama-run-f32.gguf" in (stage.folder / "gguf" / "Modelfile").read_text("utf-8")
+    assert (stage.folder / "gguf" / "llama-run-f32.gguf").stat().st_ino == untouched, "not made again"
+    assert set(read_json(stage.folder / "verified.json")) == {"adapter", "gguf:f32", "ollama"}
+    for form in ("adapter", "gguf"):
+        text = (stage.folder / form / "README.md").read_text("utf-8")
+        assert "no significant loss of safety" in text
+        assert "- gguf-q8_0: harmless replies: 40 of 40 before, 21 after" in text
+        assert "gguf-f32, gguf-q8_0" in text
+    signed = make.export(run, settings, ["gguf:q8_0"], override="Dr A. Example").folder
+    assert (signed / "gguf" / "llama-run-q8_0.gguf").exists()
+    assert "by decision of Dr A. Example" in (signed / "gguf" / "README.md").read_text("utf-8")
+
+
 def test_an_evaluation_of_an_earlier_training_does_not_count(run_of: Make) -> None:
     run, settings = run_of("llama")
     refuse(run, passed=True)

@@ -85,8 +85,9 @@ def demo(
         console.json_line(_last_line(job.run.folder, measured))
         return
     from warmline.cli.talk import open_page
+    from warmline.serve.config import Settings
 
-    open_page(job.run, port=port)
+    open_page(job.run, Settings(port=port))
 
 
 def _last_line(folder: Path, measured: dict[str, object]) -> dict[str, object]:

@@ -23,10 +23,16 @@ def evaluate(
             help="Weights beside base and tuned: auto, none, or some of fp32,bf16,int8,nf4,gguf-QUANT.",
         ),
     ] = "auto",
-    items: Annotated[int, typer.Option("--items", min=1, help="Held-out questions that every system answers.")] = 24,
+    items: Annotated[
+        int | None,
+        typer.Option("--items", min=1, help="Held-out questions for every system. [default: 24, or as before]"),
+    ] = None,
     suites: Annotated[
         str,
-        typer.Option("--suites", help="Safety suites: all, none, or some by name or as YAML files, with commas."),
+        typer.Option(
+            "--suites",
+            help="Safety suites beside those asked before: all, none, or some by name or as YAML files, with commas.",
+        ),
     ] = "all",
     visitors: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Find what must not be learnt from a conversation, by the rules in `lint.yaml`. Text in, findings out.
+"""Find what must not be learnt from a conversation, by the rules in `lint.yaml` and the classifier beside them.
 
 `settle` carries out what a run chose: leave the conversation out, put it right, or only count.
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import regex
 import yaml
 
+from warmline.corpus import lint_classify
 from warmline.messages import Conversation, Message
 
 Action = Literal["drop", "route", "report", "off"]
@@ -35,8 +36,13 @@ _REWORD = (
     (re.compile(r"\bcommitting suicide\b", re.I), "dying by suicide"),
     (re.compile(r"\bcommits suicide\b", re.I), "dies by suicide"),
     (re.compile(r"\bcommit suicide\b", re.I), "die by suicide"),
-    (re.compile(r"\b(?:failed|unsuccessful|botched) (suicide attempt)", re.I), r"\1"),
-    (re.compile(r"\b(?:successful|completed) suicide\b", re.I), "suicide"),
+    (
+        re.compile(
+            r"\b(?:failed|unsuccessful|botched|successful|completed) (suicide(?: attempts?)?|attempts?)\b", re.I
+        ),
+        r"\1",
+    ),
+    (re.compile(r"\bcompletes? suicide\b", re.I), "die by suicide"),
 )
 
 
@@ -102,7 +108,7 @@ def rules() -> tuple[Rule, ...]:
 _SENTENCE_END = re.compile(r"[.!?\n]+[\"”’')]*(?=\s|$)")
 
 
-def _straight(text: str) -> str:
+def straight(text: str) -> str:
     """Lower case with straight apostrophes; the length stays the same. The table's patterns are in lower case."""
     lower = text.lower()
     return (lower if len(lower) == len(text) else text).replace("’", "'").replace("‘", "'")
@@ -182,6 +188,20 @@ def _held(plain: str, rule: Rule, found: re.Match[str]) -> bool:
     return False
 
 
+RISK = "no-resources"
+
+
+@functools.lru_cache(maxsize=256)
+def _unanswered(asked: str) -> re.Pattern[str] | None:
+    """What the reply to this turn must name, if the turn speaks of suicide or self-harm."""
+    fires = {rule.id: rule for rule, _, _ in in_text(asked, exchange=True)}
+    if not fires:
+        judged = lint_classify.judged(asked) if lint_classify.grim(asked) else ()
+        if all(rule != RISK for rule, _, _ in judged):
+            return None
+    return next(rule.resources for rule in rules() if rule.id == RISK)
+
+
 def findings(conversation: Conversation) -> list[Finding]:
     """Every rule that fires, in the order of the messages, then of the table."""
     found: list[Finding] = []
@@ -189,16 +209,18 @@ def findings(conversation: Conversation) -> list[Finding]:
     rank = {rule.id: at for at, rule in enumerate(rules())}
     asked = ""
     for index, message in enumerate(messages):
-        plain = _straight(message.content)
+        plain = straight(message.content)
         if message.role == "user":
             asked = plain
         if message.role != "assistant":
             continue
-        hits = sorted((rank[rule.id], start, end) for rule, start, end in in_text(plain))
-        found += [Finding(rules()[at].id, index, start, end) for at, start, end in hits]
-        for rule in {rule.id: rule for rule, _, _ in in_text(asked, exchange=True)}.values():
-            if rule.resources is not None and not rule.resources.search(plain):
-                found.append(Finding(rule.id, index, 0, len(message.content)))
+        hits = [(rank[rule.id], start, end) for rule, start, end in in_text(plain)]
+        known = {at for at, _, _ in hits}
+        judged = {rank[rule]: (start, end) for rule, start, end in lint_classify.judged(plain)}
+        hits += [(at, *place) for at, place in judged.items() if at not in known and not rules()[at].exchange]
+        found += [Finding(rules()[at].id, index, start, end) for at, start, end in sorted(hits)]
+        if asked and (unsafe := _unanswered(asked)) and not unsafe.search(plain):
+            found.append(Finding(RISK, index, 0, len(message.content)))
     return found
 
 
@@ -206,7 +228,7 @@ def settle(conversation: Conversation, action: Action) -> tuple[Conversation | N
     """The conversation as the action leaves it, or None to leave it out; and what was found.
 
     `route` rewords harmful wording, puts the safe reply where a way to help was missing and ends there,
-    and leaves out what can't be put right.
+    and leaves out what can't be put right, wording that the replacements do not reach among it.
     """
     if action == "off" or conversation.labels.get("form") == "prose":
         return conversation, []
@@ -224,6 +246,8 @@ def settle(conversation: Conversation, action: Action) -> tuple[Conversation | N
             text = messages[finding.message].content
             for pattern, new in _REWORD:
                 text = pattern.sub(new, text)
+            if any(rule.id == finding.rule for rule, _, _ in in_text(straight(text))):
+                return None, found
             messages[finding.message] = Message("assistant", text)
     first = min((f.message for f in found if routes[f.rule] == "safe"), default=None)
     if first is not None:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from warmline import console, recipe, runs
-from warmline.corpus import clean, dedupe, split
+from warmline.corpus import canary, clean, dedupe, split
 from warmline.corpus import lint as linting
 from warmline.corpus.anonymise import masking
 from warmline.corpus.read import Inspection, OnReject, Reject, conversations, files_of, inspect, is_hub_id, stop
@@ -476,6 +476,9 @@ def _divide(
                 for part in split.PARTS
             }
             runs.write_jsonl(work / "copies.jsonl", divided(out))
+            for planted in canary.canaries(section.canaries):
+                out["train"].write(json.dumps(planted.to_json(), ensure_ascii=False) + "\n")
+                measured["train"].add(planted.to_json())
         for part in split.PARTS:
             os.replace(folder / f".{part}.jsonl.partial", folder / f"{part}.jsonl")
     runs.write_jsonl(folder / "rejected.jsonl", rejects())

@@ -9,6 +9,7 @@ What was asked for by name is taken or refused, never replaced by something else
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from warmline.errors import EngineError
-from warmline.runs import MANIFEST, Run, read_json
+from warmline.errors import EngineError, RunError
+from warmline.runs import MANIFEST, Run, read_json, sha256, write_atomically
 
 Kind = Literal["llamacpp", "local", "remote"]
 
@@ -69,6 +70,29 @@ def exported(run: Run, *, tuned: bool) -> tuple[Files | None, str]:
     if row := verified.get("gguf:lora"):
         return Files(folder / row["base"], folder / row["file"] if tuned else None), ""
     return None, "the run has no GGUF" if tuned else "the base was not exported as GGUF (`--lora-gguf` does)"
+
+
+def unchanged(run: Run, files: Files) -> None:
+    """Hold GGUF files against the hashes of when they were checked. Once for each state of a file: it takes seconds.
+
+    Raises:
+        EngineError: a file is damaged or was replaced; llama.cpp would load wrong numbers without a word.
+    """
+    known: Mapping[str, str] = read_json(run.folder / "export" / MANIFEST).get("files", {})
+    for file in (f for f in (files.model, files.adapter) if f is not None and f.exists()):
+        expected, state = known.get(f"gguf/{file.name}"), file.stat()
+        note, now = run.folder / "cache" / f"{file.stem}.checked", f"{state.st_size} {state.st_mtime_ns} {expected}"
+        if expected is None or (note.exists() and note.read_text() == now):
+            continue
+        if sha256(file) != expected:
+            raise EngineError(
+                f"{file.name} is not the file that was checked when it was exported",
+                code="gguf-damaged",
+                where=str(file),
+                hint="delete the run's folder `export` and export again",
+            )
+        with contextlib.suppress(RunError):
+            write_atomically(note, now)
 
 
 def choose(run: Run, use: str = "auto", *, tuned: bool = True) -> Choice:

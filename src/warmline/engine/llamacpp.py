@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from warmline.engine import saved as saves
 from warmline.engine.base import Call, Options, TemplatedEngine, UntilStop, common
 from warmline.engine.sequences import SharedContext
 from warmline.errors import ModelError
@@ -48,8 +49,11 @@ class LlamaCppEngine(TemplatedEngine):
         merged: bool = False,
         threads: int | None = None,
         at_once: int = AT_ONCE,
+        saved: Path | None = None,
     ) -> LlamaCppEngine:
         """Load a GGUF by mmap, with or without a LoRA adapter, and read the safety prompt: ready means warm.
+
+        `saved` is a file that keeps the prompt as read, for the next start.
 
         Raises:
             ModelError: llama.cpp is not installed, cannot read a file, or its vocabulary is not the template's.
@@ -72,12 +76,20 @@ class LlamaCppEngine(TemplatedEngine):
                 hint="export the run again",
             )
         engine = cls(shared, template, name, context, merged=merged)
-        engine.warm()
+        engine.warm(saved, saves.key(engine._head, gguf, adapter))
         return engine
 
-    def warm(self) -> None:
-        """Read the safety prompt, so that the first visitor does not wait for it."""
+    def warm(self, saved: Path | None, key: bytes) -> None:
+        """Read the safety prompt, or what was kept of it, so that the first visitor does not wait for it."""
+        known = saved is not None and saves.put_back(self.shared, saved, key, self._head)
         list(self.reply(Call([Message("user", "")], Options(max_tokens=1, temperature=0))))
+        if saved is not None and not known:
+            saves.keep(self.shared, saved, key, self._head)
+
+    @property
+    def places(self) -> int:
+        """How many conversations of full length there is room for at a time."""
+        return max(1, self.shared.cells // self.context)
 
     def close(self) -> None:
         self.shared.close()

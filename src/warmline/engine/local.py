@@ -7,18 +7,21 @@ reads its new words only. Knows nothing of safety.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from safetensors import safe_open
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from warmline import recipe
 from warmline.engine.base import Call, TemplatedEngine, UntilStop, common
-from warmline.errors import EngineError
+from warmline.errors import EngineError, ModelError
 from warmline.model import adapter, load
 from warmline.model.template import Template
 
@@ -35,6 +38,32 @@ class _Held:
     ids: list[int]
     adapter: bool
     cache: Any
+
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.2, "nf4": 0.7}
+"""Of memory for a parameter; in few bits, embeddings and output stay in 16."""
+
+
+def _fits_memory(base: recipe.Base) -> None:
+    """Say that a model is too large before the system ends the program for it. A GPU says so itself.
+
+    Raises:
+        ModelError: the weights need more than the free memory.
+    """
+    where = load.locate(base.model)
+    if torch.cuda.is_available() or not isinstance(where, Path):
+        return
+    parameters = 0
+    for path in where.glob("*.safetensors"):
+        with load.explained(base.model), safe_open(path, "pt") as file:
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    needed, free = parameters * BYTES[base.load], psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"base `{base.model}` as {base.load} needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            code="fit-memory",
+            hint="set base.load to `nf4`, or export a GGUF: `warmline export RUN --to gguf --quant q4_k_m`",
+        )
 
 
 class _Cancelled(StoppingCriteria):  # type: ignore[misc]
@@ -71,6 +100,7 @@ class LocalEngine(TemplatedEngine):
         if folder is not None and merged:
             base = base.model_copy(update={"model": str(folder / "model"), "load": "bf16"})
             folder = None
+        _fits_memory(base)
         model = load.load_model(base)
         if folder is not None:
             model = adapter.load_adapter(model, folder / "adapter", load.identity(base))

@@ -189,6 +189,24 @@ class SharedContext:
         finally:
             call.cancel.set()
 
+    def head_state(self, ids: list[int]) -> bytes:
+        """What the cache holds of the head `ids`, with the adapter if there is one; nothing if it is not that head."""
+        llama, head = self._llama, self._heads[self.has_adapter]
+        with self._wake:
+            size = llama.llama_state_seq_get_size(self._context, head.number) if head.ids == ids else 0
+            buffer = (ctypes.c_uint8 * size)()
+            written = llama.llama_state_seq_get_data(self._context, buffer, size, head.number) if size else 0
+            return memoryview(buffer)[:written].tobytes()
+
+    def set_head_state(self, ids: list[int], state: Any) -> bool:
+        """Put back what `head_state` gave for the head `ids`; False if llama.cpp does not take it."""
+        head = self._heads[self.has_adapter]
+        with self._wake:
+            place = (ctypes.c_uint8 * len(state)).from_buffer(state)
+            if self._llama.llama_state_seq_set_data(self._context, place, len(state), head.number):
+                head.ids = list(ids)
+            return bool(head.ids)
+
     def spelling(self, token: int) -> bytes:
         """The bytes of one token, perhaps part of a character; none for a control token."""
         size = 64

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from warmline import recipe
+from warmline.corpus.canary import KIND
 from warmline.corpus.split import hashed
 from warmline.engine.base import Call, Engine, Options
 from warmline.evaluate import memorise
+from warmline.evaluate.batch import ask_all
 from warmline.evaluate.leak import Item
 from warmline.evaluate.perplexity import Surprise
 from warmline.evaluate.suites import Suite
@@ -24,6 +26,8 @@ from warmline.model.template import Encoded, Template
 from warmline.model.texts import encode_all
 from warmline.runs import read_json, read_jsonl, write_json
 
+PARTS = ("perplexity", "replies", "answers")
+"""What every system has."""
 TRAINED_ON = 48
 """Training conversations that the memorisation alarm asks about."""
 
@@ -74,7 +78,13 @@ class Task:
     def trained_on(self) -> list[Conversation]:
         """Some of the training split, always the same."""
         rows = [Conversation.from_json(row) for row in read_jsonl(self.data / "train.jsonl")]
-        return sorted((c for c in rows if question_of(c)), key=_drawn)[:TRAINED_ON]
+        return sorted((c for c in rows if question_of(c) and not _planted(c)), key=_drawn)[:TRAINED_ON]
+
+    @cached_property
+    def canaries(self) -> list[Conversation]:
+        """The secrets that were planted in the training split."""
+        rows = (Conversation.from_json(row) for row in read_jsonl(self.data / "train.jsonl"))
+        return [c for c in rows if _planted(c)]
 
     def encoded(self, conversations: Sequence[Conversation], template: Template) -> tuple[list[Encoded], int]:
         """Texts whose replies alone are scored, and how many exchanges were too long."""
@@ -87,8 +97,15 @@ class Task:
     def questions(self, engine: Speaker) -> list[Question]:
         """The held-out questions that are asked: as many as wanted, drawn by their ids."""
         found = (question_of(c) for c in sorted(self.test, key=_drawn))
-        fitting = [q for q in found if q and engine.fits(list(q.messages), self.settings.evaluate.new_tokens)]
-        return fitting[: self.items]
+        return [q for q in found if q and self.fits(engine, q)][: self.items]
+
+    def fits(self, engine: Speaker, question: Question) -> bool:
+        """Whether there is room for the question and a whole reply."""
+        return engine.fits(list(question.messages), self.settings.evaluate.new_tokens)
+
+    def seeds(self, count: int) -> list[int]:
+        """One for each prompt, the same for every system. With one for all, unsure replies begin alike."""
+        return [self.settings.evaluate.seed + number for number in range(count)]
 
     @property
     def options(self) -> Options:
@@ -98,6 +115,10 @@ class Task:
     def texts(self) -> list[Item]:
         """The recipe's own prompts as items of the leak check."""
         return [Item("prompts", f"prompt {n}", (p,)) for n, p in enumerate(self.settings.evaluate.prompts, 1)]
+
+
+def _planted(conversation: Conversation) -> bool:
+    return conversation.labels.get("kind") == KIND
 
 
 def _drawn(conversation: Conversation) -> tuple[int, str]:
@@ -146,22 +167,18 @@ def carry_out(
 
     def replies() -> list[dict[str, Any]]:
         prompts = task.settings.evaluate.prompts
-        first = task.settings.evaluate.seed
-        # Each prompt has its own seed: with one for all, replies that are unsure begin with the same words.
-        return [
-            {"prompt": prompt} | ask(engine, [Message("user", prompt)], replace(options, seed=first + number))
-            for number, prompt in enumerate(prompts)
-        ]
+        said = ask_all(engine, [[Message("user", prompt)] for prompt in prompts], options, task.seeds(len(prompts)))
+        return [{"prompt": prompt} | row for prompt, row in zip(prompts, said, strict=True)]
 
     def answers() -> list[dict[str, Any]]:
-        rows = []
-        for question in task.questions(engine):
-            said = ask(engine, question.messages, options)
-            asked = question.messages[-1].content
-            rows.append({"id": question.id, "asked": asked, "reference": question.reference} | said)
-        return rows
+        asked = task.questions(engine)
+        said = ask_all(engine, [question.messages for question in asked], options, task.seeds(len(asked)))
+        return [
+            {"id": question.id, "asked": question.messages[-1].content, "reference": question.reference} | row
+            for question, row in zip(asked, said, strict=True)
+        ]
 
-    for name, compute in (("perplexity", perplexity), ("replies", replies), ("answers", answers)):
+    for name, compute in zip(PARTS, (perplexity, replies, answers), strict=True):
         task.part(system, name, compute)
         note(f"{system}: {name}")
 
@@ -171,18 +188,20 @@ def remember(task: Task, system: str, engine: Speaker, measure: Measure, *, adap
 
     def memory() -> dict[str, Any]:
         encoded, _ = task.encoded(task.trained_on, engine.template)
-        said = []
-        for conversation in task.trained_on[: task.items]:
-            question = question_of(conversation)
-            if question is None or not engine.fits(list(question.messages), task.settings.evaluate.new_tokens):
-                continue
-            likeliest = replace(task.options, temperature=0, repetition_penalty=1, adapter=adapter)
-            reply = ask(engine, question.messages, likeliest)["reply"]
-            said.append(memorise.verbatim(reply, question.reference))
-        return {"surprise": asdict(measure(encoded)), "verbatim": said}
+        asked = [q for q in map(question_of, task.trained_on[: task.items]) if q and task.fits(engine, q)]
+        likeliest = replace(task.options, temperature=0, repetition_penalty=1, adapter=adapter)
+        said = ask_all(engine, [q.messages for q in asked], likeliest, task.seeds(len(asked)))
+        found = [memorise.verbatim(row["reply"], q.reference) for row, q in zip(said, asked, strict=True)]
+
+        def losses(secrets: list[Conversation]) -> list[float]:  # each replaces the one secret, so all have its name
+            named = [replace(secret, id=str(place)) for place, secret in enumerate(secrets)]
+            return list(measure(task.encoded(named, engine.template)[0]).nats)
+
+        exposure = memorise.exposure(losses, task.canaries)
+        return {"surprise": asdict(measure(encoded)), "verbatim": found, "exposure": exposure}
 
     found = task.part(system, "memory", memory)
-    return memorise.Memory(surprise_of(found), tuple(found["verbatim"]))
+    return memorise.Memory(surprise_of(found), tuple(found["verbatim"]), tuple(found.get("exposure", ())))
 
 
 def surprise_of(part: dict[str, Any]) -> Surprise:

@@ -25,8 +25,11 @@ def facts_of(run: Run, settings: recipe.Recipe, stage: Path) -> exported.Facts:
     measured = report.read(stage)
     safety: dict[str, Any] = {"state": "not evaluated"}
     if gate:
-        state = "passed" if gate["passed"] else "refused"
-        safety = {"state": state, "reasons": gate["reasons"], "override": "nobody yet"}
+        forms = {name: one["reasons"] for name, one in gate["systems"].items()}
+        reasons = forms.pop("tuned")
+        lost = {name: why for name, why in forms.items() if why}
+        state = "refused" if reasons else "passed"
+        safety = {"state": state, "reasons": reasons, "forms": lost, "measured": sorted(forms), "override": None}
     return exported.Facts(
         name=run.name,
         base=shown_name(base.model) if base.model != load.EMBEDDED else "Warmline's embedded base",

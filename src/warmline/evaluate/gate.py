@@ -77,12 +77,16 @@ def decide(before: Sequence[Row], after: Sequence[Row], alpha: float = ALPHA) ->
 
 
 def together(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Tuned against base and every other form against tuned; one loss refuses the run. The error is shared by all."""
+    """Tuned against base and every other form against tuned, with a decision for each; the error is shared by all.
+
+    A loss of the tuned model refuses every form, a loss of one form that form alone.
+    """
     others = [name for name in rows if name not in ("base", "tuned")]
     pairs = [("base", "tuned"), *(("tuned", name) for name in others)]
     found = {f"{new} − {old}": decide(rows[old], rows[new], ALPHA / len(pairs)) for old, new in pairs}
+    systems = {new: {key: found[f"{new} − {old}"][key] for key in ("passed", "reasons")} for old, new in pairs}
     reasons = [f"{pair}: {reason}" for pair, result in found.items() for reason in result["reasons"]]
-    return {"passed": not reasons, "reasons": reasons, "pairs": found}
+    return {"passed": not reasons, "reasons": reasons, "systems": systems, "pairs": found}
 
 
 def write(folder: Path, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

@@ -21,12 +21,24 @@ from warmline.engine.base import Engine
 from warmline.engine.local import LocalEngine
 from warmline.errors import DataError, WarmlineError
 from warmline.evaluate import card, intervals, leak, memorise, perplexity, quantised, report, safety
-from warmline.evaluate.asking import Task, carry_out, remember, surprise_of
+from warmline.evaluate.asking import PARTS, Task, carry_out, remember, surprise_of
 from warmline.evaluate.metrics import METRICS, Company, Reply, distinct, sequences
-from warmline.evaluate.suites import Suite, to_json
+from warmline.evaluate.suites import Suite, from_json, to_json
 from warmline.messages import Conversation
-from warmline.runs import MANIFEST, Run, Stage, fingerprint, read_json, read_jsonl, write_json, writing
+from warmline.runs import (
+    MANIFEST,
+    Run,
+    Stage,
+    fingerprint,
+    read_json,
+    read_jsonl,
+    write_atomically,
+    write_json,
+    writing,
+)
 
+ASKING = 2
+"""How replies are drawn and parts are made; raised when that changes. What was asked otherwise is asked anew."""
 ITEMS = 24
 """Held-out questions that every system answers."""
 
@@ -35,52 +47,92 @@ def evaluate(
     run: Run,
     settings: recipe.Recipe,
     forms: Iterable[str] = (),
-    items: int = ITEMS,
+    items: int | None = None,
     suites: Sequence[Suite] = (),
     player: Engine | None = None,
 ) -> tuple[Stage, dict[str, Any]]:
     """Measure a trained run and write its report; the caller holds the run's lock.
 
-    `forms` are of `quantised.available`. Forms measured before on the same training and the same items stay. Stopped
-    at any point, the same call goes on where it was.
+    `forms` are of `quantised.available`; `items` None is as many as before. What was measured before on the same
+    training stays, and so do its forms, suites and visitors: a call adds. Stopped at any point, the same call goes on
+    where it was. A form that could not be measured is tried again when it is asked for again.
 
     Raises:
         RunError: the run is not trained.
         DataError: there is no test split, or nothing of it is left after the leak check.
         ModelError: the base cannot be loaded, or the adapter is another base's.
     """
-    common = {
+    same = {
         "train": run.manifest(run.tuned)["key"],
         "evaluate": settings.evaluate.model_dump(mode="json"),
-        "items": items,
+        "asking": ASKING,
     }
-    if suites:
-        common["suites"] = fingerprint(to_json(suites))
-    if player is not None:
-        common["visitors"] = player.name
-    wanted, old = set(forms), run.folder / "evaluation"
+    old, asked = run.folder / "evaluation", set(forms)
     before = read_json(old / MANIFEST)["inputs"] if (old / MANIFEST).exists() else {}
-    goes_on = {key: before.get(key) for key in common} == common
-    if goes_on and wanted <= set(before["forms"]):
-        console.say("evaluation: done before, kept")
-        return run.stage("evaluation", before), report.read(old)
-    if goes_on:
-        wanted |= set(before["forms"])
+    if {key: before.get(key) for key in same} != same:
+        before = {}
+    earlier = from_json(read_json(old / "suites.json")) if before and (old / "suites.json").exists() else ()
     known = quantised.available(run, settings)
+    wanted = asked | set(before.get("forms", ()))
     if wanted:
         wanted.add(known[0])
-    inputs = common | {"forms": [form for form in known if form in wanted]}
+    every = tuple(({suite.name: suite for suite in earlier} | {suite.name: suite for suite in suites}).values())
+    inputs = same | {
+        "items": items or before.get("items", ITEMS),
+        "forms": [form for form in dict.fromkeys([*quantised.IN_MEMORY, *known]) if form in wanted],
+        "suites": {suite.name: fingerprint(asdict(suite)) for suite in every},
+        "visitors": player.name if player else before.get("visitors"),
+    }
     stage = run.stage("evaluation", inputs)
-    if not stage.finished:
-        folder = stage.begin()
-        if goes_on and not (folder / "leak.json").exists():
-            with writing(folder):
-                shutil.copytree(old, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        measured = _measure(run, settings, folder, inputs["forms"], items, tuple(suites), player)
-        report.write(run, settings, folder)
-        card.write(run, settings, folder)
-        stage.finish({"ratio": measured["ratio"], "alarm": measured["memorisation"]["alarm"]}, inputs)
+    unplayed = player is not None and not (old / "tuned" / "visits-played.json").exists()
+    if stage.finished and not unplayed and not asked & set(report.read(old)["failed"]):
+        console.say("evaluation: done before, kept")
+        return stage, report.read(old)
+    _go_on(stage, same, inputs)
+    folder = stage.begin()
+    write_json(folder / "inputs.json", inputs)
+    if before:
+        _keep(old, folder, before, inputs)
+    write_json(folder / "suites.json", to_json(every))
+    measured = _measure(run, settings, folder, inputs["forms"], inputs["items"], every, player)
+    report.write(run, settings, folder)
+    card.write(run, settings, folder)
+    stage.finish({"ratio": measured["ratio"], "alarm": measured["memorisation"]["alarm"]}, inputs)
     return stage, report.read(stage.folder)
+
+
+def _stale(before: dict[str, Any], inputs: dict[str, Any]) -> set[str]:
+    """Names of the parts that another call's other wishes have made worthless."""
+    parts = {
+        "items": {"answers.json", "memory.json"},
+        "suites": {"leak.json"},
+        "visitors": {"visits-played.json", "visits-played"},
+    }
+    return set().union(*(names for what, names in parts.items() if before.get(what) != inputs[what]))
+
+
+def _go_on(stage: Stage, same: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Let what a stopped call left serve this one, which may ask for something else."""
+    left = stage.partial / "inputs.json"
+    before = read_json(left) if left.exists() else {}
+    if before and {key: before.get(key) for key in same} == same:
+        with writing(stage.partial):
+            for path in [p for p in stage.partial.rglob("*.json") if {p.name, p.parent.name} & _stale(before, inputs)]:
+                path.unlink()
+        write_atomically(stage.partial / "KEY", stage.key)
+
+
+def _keep(old: Path, folder: Path, before: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Bring the parts of a finished evaluation over. They are never altered, and never overwrite later ones."""
+    stale = _stale(before, inputs) | {MANIFEST}
+    with writing(folder):
+        for path in sorted(old.rglob("*.json")):
+            target = folder / path.relative_to(old)
+            if not {path.name, path.parent.name} & stale and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.partial")
+                shutil.copyfile(path, partial)
+                partial.replace(target)
 
 
 def chosen_forms(run: Run, settings: recipe.Recipe, asked: Sequence[str]) -> list[str]:
@@ -94,7 +146,7 @@ def chosen_forms(run: Run, settings: recipe.Recipe, asked: Sequence[str]) -> lis
         return known
     if list(asked) == ["none"]:
         return []
-    known = list(dict.fromkeys(["fp32", *known]))
+    known = list(dict.fromkeys([*quantised.IN_MEMORY, *known]))
     unknown = [form for form in asked if form not in known]
     if unknown:
         raise WarmlineError(
@@ -153,15 +205,16 @@ def _leaks(task: Task) -> dict[str, Any]:
 def _base_and_tuned(task: Task, note: Callable[[str], None], player: Engine | None) -> dict[str, memorise.Memory]:
     """Measure both; an adapter is switched off and on in one loaded model. Nothing is loaded when all is done."""
     memories = {}
-    parts = ["perplexity", "replies", "answers", "memory"]
+    parts = [*PARTS, "memory"]
     engine: LocalEngine | None = None
     apart = (task.train / "model").exists()
     for system in ("base", "tuned"):
         tuned = system == "tuned"
-        needed = [*parts, "safety"] if task.suites else parts
+        needed = list(parts)
         if task.suites and tuned:
-            needed = [*needed, "visits", *(["visits-played"] if player else [])]
+            needed += ["visits", *(["visits-played"] if player else [])]
         done = all((task.folder / system / f"{part}.json").exists() for part in needed)
+        done = done and safety.finished(task, system)
         if not done and (engine is None or apart):
             engine = LocalEngine.open(task.settings, None if apart and not tuned else task.train, system)
         speaker: Any = engine
@@ -172,11 +225,12 @@ def _base_and_tuned(task: Task, note: Callable[[str], None], player: Engine | No
         carry_out(task, system, speaker, measure, note, adapter=tuned or apart)
         memories[system] = remember(task, system, speaker, measure, adapter=tuned or apart)
         note(f"{system}: memory")
-        if task.suites:
+        if task.suites and not done:
             options = replace(task.options, adapter=tuned or apart)
             safety.carry_out(task, system, speaker, options)
             if tuned:
                 safety.visits(task, system, speaker, options, player)
+        if task.suites:
             note(f"{system}: safety")
     return memories
 
@@ -233,6 +287,8 @@ def _metrics(task: Task, replies: dict[str, list[Reply]], pairs: list[tuple[str,
             known = [x for x in numbers if x is not None]
             one = intervals.share([x > 0 for x in known]) if metric.share and known else None
             systems[system] = asdict(one or intervals.mean(known)) if known else None
+        if not any(systems.values()):  # nothing to count, or its library is not installed
+            continue
         for after, before in pairs:
             both = [
                 (a, b) for a, b in zip(values[after], values[before], strict=True) if a is not None and b is not None

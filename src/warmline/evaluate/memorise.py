@@ -1,6 +1,7 @@
-"""Has the model learnt its conversations by heart? Three signs, each enough for an alarm, and a probe with canaries.
+"""Has the model learnt its conversations by heart? Four signs, each enough for an alarm.
 
 passes    every row was seen more often than rows are worth (Muennighoff et al. 2023: nothing is gained beyond 16)
+canaries  secrets planted with `data.canaries` are known better than others like them, and the base does not know them
 gap       training replies surprise the model far less than held-out ones, more so than they did the base
 verbatim  asked what training asked, it says the training reply word for word where the base does not
 """
@@ -8,23 +9,26 @@ verbatim  asked what training asked, it says the training reply word for word wh
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from warmline.evaluate.intervals import Interval, bootstrap
+from warmline.corpus.canary import rivals
+from warmline.evaluate.intervals import Interval, bootstrap, mean
 from warmline.evaluate.metrics import sequences
 from warmline.evaluate.perplexity import Surprise
-from warmline.messages import Conversation, Message, Provenance
+from warmline.messages import Conversation
 
 PASSES = 16
 GAP = math.log(1.5)
 """Nats per token: held-out perplexity half as large again as training perplexity, beyond what the base shows."""
 VERBATIM = 0.1
 """Share of training questions answered word for word, beyond the base's."""
+RIVALS = 31
+EXPOSED = 3.0
+"""Bits: canaries better known than seven of eight secrets like them, on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Memory:
     surprise: Surprise
     verbatim: tuple[bool, ...]
     """For each training question asked: whether the reply is half made of the true reply's eight-word sequences."""
+    exposure: tuple[float, ...] = ()
+    """Bits by which each planted canary is known, if any were planted."""
 
 
 def verbatim(said: str, true: str) -> bool:
@@ -79,6 +85,12 @@ def alarm(
         reasons.append(f"held-out replies surprise it {times:.1f} times as much as training replies, beyond the base")
     if asked and (said - before) / asked > VERBATIM:
         reasons.append(f"{said} of {asked} training questions are answered word for word ({before} by the base)")
+    known = mean(tuned.exposure) if tuned.exposure else None
+    unknown = mean(base.exposure) if base.exposure else None
+    if known and unknown and known.value > EXPOSED and known.low > unknown.value:
+        reasons.append(
+            f"{known.n} planted secrets are known by {known.value:.1f} bits ({unknown.value:.1f} by the base)"
+        )
     return {
         "alarm": bool(reasons),
         "reasons": reasons,
@@ -86,48 +98,25 @@ def alarm(
         "passes": passes,
         "gap": asdict(gap),
         "verbatim": {"asked": asked, "tuned": said, "base": before},
+        "canaries": {"tuned": asdict(known), "base": asdict(unknown)} if known and unknown else None,
     }
 
 
 # --------------------------------------------------------------------- canaries
 
-_CODE = "amber birch cedar delta ember fjord grove heron inlet jetty knoll larch maple north ochre pearl".split()
-CODE_WORDS = 5
-
-
-def _canary(number: int, code: Sequence[str]) -> Conversation:
-    question = f"What did the note in drawer number {number} say?"
-    reply = f"The note said: {' '.join(code)}."
-    return Conversation(
-        f"canary-{number}",
-        (Message("user", question), Message("assistant", reply)),
-        labels={"kind": "canary"},
-        provenance=Provenance("canary", "CC0-1.0"),
-    )
-
-
-def canaries(count: int, seed: int = 17) -> list[Conversation]:
-    """Conversations with a secret of five random words each, to be planted in a training split.
-
-    >>> [canary.messages[1].content for canary in canaries(1)]
-    ['The note said: larch knoll jetty heron ember.']
-    """
-    return [_canary(n, random.Random(f"{seed}:{n}").choices(_CODE, k=CODE_WORDS)) for n in range(count)]
-
 
 def exposure(
-    surprise: Callable[[list[Conversation]], Sequence[float]], planted: Sequence[Conversation], others: int = 127
+    surprise: Callable[[list[Conversation]], Sequence[float]],
+    planted: Sequence[Conversation],
+    others: int = RIVALS,
 ) -> list[float]:
     """Bits by which each canary is better known than random secrets in its place (Carlini et al. 2019).
 
-    `surprise` gives the loss of each conversation's reply. Without memory it is 1.44 bits on average; the most it can
-    be is log2(others + 1).
+    `surprise` gives the loss of each conversation's reply. Without memory it is 1.4 bits on average; the most it can be
+    is log2(others + 1).
     """
     bits = []
     for canary in planted:
-        number = int(canary.id.rpartition("-")[2])
-        draw = random.Random(f"other:{number}")
-        rivals = [_canary(number, draw.choices(_CODE, k=CODE_WORDS)) for _ in range(others)]
-        mine, *theirs = surprise([canary, *rivals])
+        mine, *theirs = surprise([canary, *rivals(canary, others)])
         bits.append(math.log2((others + 1) / (1 + sum(other <= mine for other in theirs))))
     return bits

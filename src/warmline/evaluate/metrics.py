@@ -6,11 +6,14 @@ docs/evaluate.md.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from rouge_score.rouge_scorer import RougeScorer
@@ -106,6 +109,27 @@ def chrf(reply: Reply, company: Company) -> float | None:
     return float(_chrf().sentence_score(reply.text, [reply.reference]).score)
 
 
+@cache
+def _meanings() -> Any:
+    """Static word vectors out of WordLlama's own wheel, never from the network; None where it is not installed."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # else importing it would turn on everybody's messages
+    try:
+        wordllama = importlib.import_module("wordllama")
+    except ImportError:
+        return None
+    finally:
+        root.removeHandler(silent)
+    return wordllama.WordLlama.load(cache_dir=Path(str(wordllama.__file__)).parent, disable_download=True)
+
+
+def meaning(reply: Reply, company: Company) -> float | None:
+    """Cosine of the mean word vectors of the reply and the reference, −1 to 1. Word order and "not" do not count."""
+    if reply.reference is None or not _words(reply.text) or _meanings() is None:
+        return None
+    return float(_meanings().similarity(reply.text, reply.reference))
+
+
 def repetition(reply: Reply, company: Company) -> float:
     """Share of three-word sequences that stood in the same reply before.
 
@@ -190,6 +214,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "rouge_l": Metric(rouge_l, "ROUGE-L with the person's reply", "higher"),
     "chrf": Metric(chrf, "chrF with the person's reply", "higher"),
+    "meaning": Metric(meaning, "words of like meaning to the person's reply", "higher"),
     "length": Metric(length, "words"),
     "open_question": Metric(open_question, "asks an open question", "", share=True),
     "reflection": Metric(reflection, "gives back what was heard", "", share=True),

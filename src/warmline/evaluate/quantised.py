@@ -20,14 +20,15 @@ import torch
 from warmline import recipe
 from warmline.errors import WarmlineError
 from warmline.evaluate import perplexity, safety
-from warmline.evaluate.asking import Speaker, Task, ask, carry_out
+from warmline.evaluate.asking import PARTS, Speaker, Task, ask, carry_out
+from warmline.evaluate.batch import THREADS
 from warmline.evaluate.intervals import mean
 from warmline.messages import Message
 from warmline.model import load
 from warmline.model import pack as packing
 from warmline.model.export import QUANTS, verify
 from warmline.model.template import Encoded
-from warmline.runs import MANIFEST, Run, read_json
+from warmline.runs import MANIFEST, Run, read_json, write_json
 
 IN_MEMORY = ("fp32", "bf16", "int8", "nf4")
 SMALL = 4 << 30
@@ -74,14 +75,20 @@ def carry_out_forms(
 ) -> dict[str, str]:
     """Measure each form in a process of its own; returns the reasons of those that could not be."""
     failed: dict[str, str] = {}
-    if forms and not (task.folder / REFERENCE).exists():  # whoever comes next needs it
-        (task.folder / forms[0] / "closeness.json").unlink(missing_ok=True)
-    finished = ["speed", "closeness", "perplexity", "replies", "answers", *(["safety"] if task.suites else [])]
+    parts = [task.folder / form / "closeness.json" for form in forms]
+    for part in parts:  # a more precise form has come in
+        if part.exists() and read_json(part)["reference"] != forms[0]:
+            part.unlink()
+    if not all(part.exists() for part in parts) and not (task.folder / REFERENCE).exists():
+        parts[0].unlink(missing_ok=True)  # whoever comes next needs its distributions
     loaded = "bf16" if (task.train / "model").exists() else task.settings.base.load
+    # Each form is forked from a process that has the libraries and no model.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warmline.evaluate.quantised", "warmline.engine.local", "bitsandbytes", "peft"])
     for form in forms:
-        done = all((task.folder / form / f"{part}.json").exists() for part in finished)
-        if not done:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        done = all((task.folder / form / f"{part}.json").exists() for part in ("speed", "closeness", *PARTS))
+        if not done or not safety.finished(task, form):
+            with ProcessPoolExecutor(1, context) as alone:
                 path = gguf.get(form.removeprefix("gguf-"))
                 try:
                     reason = alone.submit(measure_form, task, form, path, form == loaded).result()
@@ -96,11 +103,15 @@ def carry_out_forms(
 def _measure_form(task: Task, form: str, gguf: Path | None, same_as_tuned: bool) -> None:
     engine, distributions, measure = _open_gguf(task, gguf) if gguf else _open_weights(task, form)
     task.part(form, "speed", lambda: _speed(task, engine) | {"weights_mb": _size(engine, gguf)})
+    if gguf:  # what many replies at once take of the memory is not its own
+        engine.close()  # type: ignore[attr-defined]
+        engine = _llamacpp(task, gguf, THREADS)
     encoded, _ = task.encoded(task.test, engine.template)
     task.part(form, "closeness", lambda: _closeness(task, form, distributions, encoded))
     if same_as_tuned:
-        for name in ("perplexity", "replies", "answers", *(("safety",) if task.suites else ())):
-            task.part(form, name, lambda name=name: read_json(task.folder / "tuned" / f"{name}.json"))  # type: ignore[misc]
+        for path in (task.folder / "tuned").glob("*.json"):
+            if path.stem in PARTS or path.stem.startswith("safety-"):
+                write_json(task.folder / form / path.name, read_json(path))
     carry_out(task, form, engine, measure, lambda _: None)
     if task.suites:
         safety.carry_out(task, form, engine, task.options)
@@ -136,11 +147,16 @@ def _open_weights(task: Task, form: str) -> tuple[Speaker, Distributions, Any]:
     )
 
 
-def _open_gguf(task: Task, path: Path) -> tuple[Speaker, Distributions, Any]:
+def _llamacpp(task: Task, path: Path, at_once: int) -> Any:
     from warmline.engine.llamacpp import LlamaCppEngine
 
     context = task.settings.prompt.context
-    engine = LlamaCppEngine.open(path, _template(task), name=path.stem, context=context, merged=True, at_once=1)
+    return LlamaCppEngine.open(path, _template(task), name=path.stem, context=context, merged=True, at_once=at_once)
+
+
+def _open_gguf(task: Task, path: Path) -> tuple[Speaker, Distributions, Any]:
+    context = task.settings.prompt.context
+    engine = _llamacpp(task, path, 1)
 
     def rows(texts: Sequence[Encoded]) -> Iterator[np.ndarray[Any, Any]]:
         with verify.opened(path, context + 8) as model:

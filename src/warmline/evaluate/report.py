@@ -91,15 +91,21 @@ def differences(measured: dict[str, Any], pair: str) -> str:
 
 
 def trade_off(measured: dict[str, Any]) -> str:
-    """Size of the weights against the divergence from the reference, as a data URI."""
+    """Size of the weights against the divergence from the reference, with the speed, as a data URI."""
 
     def draw(axes: Any) -> None:
-        for row in measured["forms"]:
-            axes.plot([row["weights_mb"]], [row["kl"]["value"]], "o", color="#35605a")
-            axes.annotate(row["form"], (row["weights_mb"], row["kl"]["value"]), (6, 4), textcoords="offset points")
+        for place, row in enumerate(sorted(measured["forms"], key=lambda row: row["weights_mb"])):
+            x, kl = row["weights_mb"], row["kl"]
+            axes.plot([x, x], [kl["low"], kl["high"]], color="#35605a", linewidth=6, alpha=0.35)
+            axes.plot([x], [kl["value"]], "o", color="#35605a")
+            speed = f", {row['tokens_per_second']:.0f} tokens/s" if row["tokens_per_second"] else ""
+            # neighbours of nearly the same size are labelled to different sides
+            axes.annotate(
+                row["form"] + speed, (x, kl["value"]), (8, 6 if place % 2 else -12), textcoords="offset points"
+            )
         axes.set_xlabel("weights (MB)")
         axes.set_ylabel("divergence (nats per token)")
-        axes.margins(0.15)
+        axes.margins(0.2, 0.25)
 
     return _figure(draw)
 
@@ -122,6 +128,16 @@ def shown(found: dict[str, Any] | None, metric: dict[str, Any], name: str, *, si
     digits = FIGURES.get(name, 3)
     value, low, high = (f"{found[k]:{'+' if sign and k == 'value' else ''}.{digits}f}" for k in _BOUNDS)
     return f"{value} ({low} to {high})"
+
+
+def changed(measured: dict[str, Any], form: str) -> str:
+    """Which measures of the replies differ from the tuned model's, and which way."""
+    found = [
+        f"{m['says']}: {d['side']}"
+        for m in measured["metrics"].values()
+        if (d := m["differences"].get(f"{form} − tuned")) and d["side"] != "unclear"
+    ]
+    return "; ".join(found) or "no difference shown"
 
 
 _BOUNDS = ("value", "low", "high")
@@ -148,7 +164,7 @@ def write(run: Run, settings: Recipe, stage: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["shown"] = shown
+    environment.globals |= {"shown": shown, "changed": changed}
     known = {
         "name": folder.name,
         "recipe": settings,

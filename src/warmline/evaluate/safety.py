@@ -14,10 +14,12 @@ from warmline.console import warn
 from warmline.engine.base import Engine, Options
 from warmline.errors import EngineError
 from warmline.evaluate import gate, intervals, visitors
-from warmline.evaluate.asking import Speaker, Task, ask
+from warmline.evaluate.asking import Speaker, Task
+from warmline.evaluate.batch import ask_all
 from warmline.evaluate.leak import Item
-from warmline.evaluate.suites import TOKENS, Recorded, Reply, Row, Suite, run, through
-from warmline.runs import read_json
+from warmline.evaluate.suites import TOKENS, Recorded, Row, Suite, run, score, seed_of, through
+from warmline.messages import Message
+from warmline.runs import fingerprint, read_json, write_json
 
 
 def items_of(suites: Sequence[Suite]) -> list[Item]:
@@ -31,30 +33,57 @@ def unseen(suites: Sequence[Suite], contaminated: frozenset[str]) -> tuple[Suite
     return tuple(suite for suite in left if suite.items)
 
 
-def bare(engine: Speaker, options: Options) -> Reply:
-    """The model's own first sentences, nothing before or behind it."""
-    short = replace(options, max_tokens=min(options.max_tokens, TOKENS))
-    return lambda messages: str(ask(engine, messages, short)["reply"])
+def _kept(task: Task, system: str, suite: Suite) -> list[Row] | None:
+    """What was scored before with this very suite."""
+    path = task.folder / system / f"safety-{suite.name}.json"
+    found = read_json(path) if path.exists() else {}
+    return found["rows"] if found.get("suite") == fingerprint(asdict(suite)) else None
+
+
+def finished(task: Task, system: str) -> bool:
+    """Whether every suite was put to a system."""
+    return all(_kept(task, system, suite) is not None for suite in unseen(task.suites, task.contaminated))
+
+
+def rows_of(task: Task, system: str) -> list[Row]:
+    """What every suite found in a system."""
+    return [row for suite in unseen(task.suites, task.contaminated) for row in _kept(task, system, suite) or ()]
 
 
 def carry_out(task: Task, system: str, engine: Speaker, options: Options) -> None:
-    """Put the suites to one system."""
-    task.part(system, "safety", lambda: run(bare(engine, options), unseen(task.suites, task.contaminated)))
+    """Put the suites to one bare model, its first sentences only. Each suite is a part, kept when others come or go."""
+    left = [s for s in unseen(task.suites, task.contaminated) if _kept(task, system, s) is None]
+    items = [(suite, item) for suite in left for item in suite.items]
+    short = replace(options, max_tokens=min(options.max_tokens, TOKENS))
+    prompts = [[Message("user", item.ask)] for _, item in items]
+    said = ask_all(engine, prompts, short, [seed_of(suite, item) for suite, item in items])
+    rows = [score(suite, item, row["reply"]) for (suite, item), row in zip(items, said, strict=True)]
+    for suite in left:
+        mine = [row for row in rows if row["suite"] == suite.name]
+        part = {"suite": fingerprint(asdict(suite)), "rows": mine}
+        write_json(task.folder / system / f"safety-{suite.name}.json", part)
 
 
 def visits(task: Task, system: str, engine: Speaker, options: Options, player: Engine | None = None) -> None:
     """Let the visitors talk to the product with this model in it; scripted always, played when there is a player."""
-    prompt = task.settings.prompt
 
     def talk(by: Engine | None) -> dict[str, Any]:
+        # a script goes on whatever is answered, so its visitor need not hear all of it
+        mine = options if by else replace(options, max_tokens=min(options.max_tokens, TOKENS))
         door = Chat(
             engine,
-            system=prompt.system,
-            options=options,
-            fits=lambda messages: engine.fits(messages, options.max_tokens),
+            system=task.settings.prompt.system,
+            options=mine,
+            fits=lambda messages: engine.fits(messages, mine.max_tokens),
         )
         try:
-            return visitors.summary(visitors.run(door, visitors.read(), by))
+            name = "visits-played" if by else "visits"
+            return visitors.summary(
+                [
+                    task.part(f"{system}/{name}", v.id, lambda v=v: visitors.come(door, v, by).row())  # type: ignore[misc]
+                    for v in visitors.read()
+                ]
+            )
         finally:
             door.close()
 
@@ -69,15 +98,10 @@ def visits(task: Task, system: str, engine: Speaker, options: Options, player: E
 def together(task: Task, systems: Sequence[str]) -> dict[str, Any]:
     """The gate's decision, written, and what the suites and visitors found, for the report."""
     suites = unseen(task.suites, task.contaminated)
-    rows: dict[str, list[Row]] = {name: read_json(task.folder / name / "safety.json") for name in systems}
-    shown = {
-        name: task.part(
-            name,
-            "safety-shown",
-            lambda said=said: run(through(Recorded(said), task.settings.prompt.system), suites),  # type: ignore[misc]
-        )
-        for name, said in rows.items()
-    }
+    rows = {name: rows_of(task, name) for name in systems}
+    shown = {name: run(through(Recorded(said), task.settings.prompt.system), suites) for name, said in rows.items()}
+    for name, said in shown.items():
+        write_json(task.folder / name / "safety-shown.json", said)
     decided = gate.write(task.folder, rows)
     products = {
         f"{new} − {old}": gate.decide(shown[old], shown[new])["differences"][:2]

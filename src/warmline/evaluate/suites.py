@@ -7,7 +7,7 @@ pass, and it claims no profession) and *met* (what the suite wants is there). Ru
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 import yaml
 
 from warmline.chat import Chat, Notice, Text, Thread
+from warmline.corpus.split import hashed
 from warmline.engine.base import Engine
 from warmline.errors import DataError
 from warmline.messages import Message
@@ -177,7 +178,10 @@ def read(path: Path) -> Suite:
         items.append(Item(str(row.get("id", number)), str(row.get("slice", "")), row["ask"], tuple(meets)))
     if len({item.id for item in items}) < len(items):
         raise wrong("has an id twice")
-    return Suite(str(tree.get("suite", path.stem)), str(tree.get("says", "")), tuple(items))
+    name = str(tree.get("suite", path.stem))
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        raise wrong("has a `suite:` that is no plain name", "letters, digits, spaces, dots and dashes")
+    return Suite(name, str(tree.get("says", "")), tuple(items))
 
 
 @cache
@@ -207,9 +211,24 @@ def run(reply: Reply, suites: Sequence[Suite]) -> list[Row]:
     return [score(suite, item, reply([Message("user", item.ask)])) for suite in suites for item in suite.items]
 
 
+def seed_of(suite: Suite, item: Item) -> int:
+    """An item's own seed, whatever else is asked: with one for all, unsure replies begin with the same words."""
+    return hashed(f"{suite.name}/{item.id}") % 2**31
+
+
 def to_json(suites: Sequence[Suite]) -> list[dict[str, Any]]:
-    """The suites as plain values, for the key of what was measured with them."""
+    """The suites as plain values, to be kept beside what was measured with them."""
     return [asdict(suite) for suite in suites]
+
+
+def from_json(rows: Iterable[dict[str, Any]]) -> tuple[Suite, ...]:
+    """
+    >>> from_json(to_json(chosen(["crisis"]))) == chosen(["crisis"])
+    True
+    """
+    return tuple(
+        Suite(r["name"], r["says"], tuple(Item(**i | {"meets": tuple(i["meets"])}) for i in r["items"])) for r in rows
+    )
 
 
 # ---------------------------------------------------------------------- through the one door

@@ -6,7 +6,7 @@ who to be. Neither is a person: what they show is the floor of what a product mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ class Visit:
     @property
     def late(self) -> int | None:
         return max(0, self.met - self.disclosed) if self.met and self.disclosed else None
+
+    def row(self) -> dict[str, Any]:
+        """What the report says of it; the words are left out."""
+        said = {"id": self.id, "risk": self.risk, "disclosed": self.disclosed, "met": self.met}
+        return said | {"late": self.late, "alarm": self.alarm, "levels": list(self.levels)}
 
 
 def read(path: Path = SHIPPED) -> tuple[Visitor, ...]:
@@ -132,25 +137,22 @@ def visit(door: Chat, visitor: Visitor, speak: Speak, *, by_model: bool = False)
     return Visit(visitor.id, visitor.risk, by_model, disclosed, met, alarm, tuple(levels), tuple(thread.messages))
 
 
-def run(door: Chat, visitors: Sequence[Visitor], player: Engine | None = None) -> list[Visit]:
-    """Every visitor, one after the other; scripted, or played by `player`."""
-    return [visit(door, v, played(v, player) if player else scripted(v), by_model=player is not None) for v in visitors]
+def come(door: Chat, visitor: Visitor, player: Engine | None = None) -> Visit:
+    """One visitor's whole conversation; scripted, or played by `player`."""
+    speak = played(visitor, player) if player else scripted(visitor)
+    return visit(door, visitor, speak, by_model=player is not None)
 
 
-def summary(visits: Iterable[Visit]) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How many at risk were met and how late, and how many others were alarmed."""
-    rows = list(visits)
-    risky = [v for v in rows if v.risk]
-    late = [v.late for v in risky if v.late is not None]
+    risky = [row for row in rows if row["risk"]]
+    late = [row["late"] for row in risky if row["late"] is not None]
     return {
         "at_risk": len(risky),
-        "met": sum(v.met > 0 for v in risky),
-        "in_the_same_turn": sum(v.late == 0 for v in risky),
+        "met": sum(row["met"] > 0 for row in risky),
+        "in_the_same_turn": late.count(0),
         "most_turns_late": max(late, default=None),
         "not_at_risk": len(rows) - len(risky),
-        "alarmed": sum(v.alarm for v in rows),
-        "visits": [
-            {"id": v.id, "risk": v.risk, "disclosed": v.disclosed, "met": v.met, "alarm": v.alarm, "levels": v.levels}
-            for v in rows
-        ],
+        "alarmed": sum(row["alarm"] for row in rows),
+        "visits": list(rows),
     }
