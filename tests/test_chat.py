@@ -343,3 +343,29 @@ def test_chat_needs_no_model_library() -> None:
 
     code = "import sys, warmline.chat; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_the_oldest_turns_go_first_and_what_is_left_begins_with_the_person(most: int) -> None:
+    looks = 0
+
+    def fits(messages: list[Message]) -> bool:
+        nonlocal looks
+        looks += 1
+        return len(messages) <= most
+
+    chat = Chat(ScriptedEngine(), system="Listen.", fits=fits)
+    for first in ("user", "assistant"):
+        roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+        said = [Message(roles[n % 2], f"{roles[n % 2]} {n}") for n in range(8 if first == "user" else 9)]
+        thread = Thread(messages=list(said))
+        kept = chat.context(thread, "now")
+        assert kept[0] == Message("system", "Listen.")
+        assert kept[1].role == "user" or len(kept) - 2 == len(said)
+        assert kept[-1].content.endswith("now")
+        assert len(kept) <= max(most, 2)
+        assert kept[1:-1] == [*said, Message("user", "now")][-len(kept) + 1 : -1] if first == "user" else True
+        # As much as fits: the next turn would have been one too many.
+        assert len(kept) == len(said) + 2 or len(kept) + 2 > most or first == "assistant"
+        assert thread.messages == said
+    assert looks < 12

@@ -7,6 +7,7 @@ it fails, in whatever way, a vetted line with a way to a human takes its place.
 
 from __future__ import annotations
 
+import bisect
 import queue
 import threading
 import time
@@ -26,7 +27,7 @@ from warmline.safety.output import OutputGuard, fault
 from warmline.safety.policy import notice_due, pack_for
 from warmline.safety.resources import Resources, nearest
 from warmline.safety.screen import Finding, prepare, screen
-from warmline.safety.state import State, advance
+from warmline.safety.state import State, advance, at_least
 
 FIRST_WORD_SECONDS = 120.0
 """An engine that has said nothing for so long is given up."""
@@ -95,6 +96,13 @@ class Thread:
     last_seen: datetime | None = None
     instructions: str = ""
     """What a client of the API asks of the model. Stands after the chat's own system prompt, never in its place."""
+    before: State = field(default_factory=State)
+    """The state ahead of the last message, which `Chat.turn` goes back to when that is said anew."""
+
+    def last_place(self) -> int | None:
+        """Where the person's last message stands in `messages`; None before the first."""
+        places = [place for place, message in enumerate(self.messages) if message.role == "user"]
+        return places[-1] if places else None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back unchanged."""
@@ -111,6 +119,7 @@ class Thread:
             "last_notice": self.last_notice.isoformat() if self.last_notice else None,
             "last_seen": self.last_seen.isoformat() if self.last_seen else None,
             "instructions": self.instructions,
+            "before": self.before.to_json(),
         }
 
     @classmethod
@@ -118,7 +127,8 @@ class Thread:
         """Read a dict as written by `to_json`."""
         when = {k: datetime.fromisoformat(row[k]) if row[k] else None for k in ("last_notice", "last_seen")}
         messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-        return cls(**row | when | {"messages": messages, "state": State.from_json(row["state"])})
+        states = {k: State.from_json(row[k]) for k in ("state", "before")}
+        return cls(**row | when | states | {"messages": messages})
 
 
 def _local_time() -> datetime:
@@ -175,7 +185,7 @@ class Chat:
         for message in messages:
             if message.role == "user":
                 finding, _ = self._screen(message.content)
-                history.state = advance(history.state, finding, now)
+                history.before, history.state = history.state, advance(history.state, finding, now)
                 history.turns += 1
                 # Wordings of vetted replies take turns from here on, and the notice has been given.
                 history.spoken, history.last_notice, history.last_seen = history.turns, now, now
@@ -183,11 +193,18 @@ class Chat:
         history.minor = history.minor or "minor" in history.state.flags
 
     def turn(
-        self, history: Thread, text: str, *, cancel: threading.Event | None = None, options: Options | None = None
+        self,
+        history: Thread,
+        text: str,
+        *,
+        cancel: threading.Event | None = None,
+        options: Options | None = None,
+        instead: bool = False,
     ) -> Iterator[Event]:
         """Answer one message. Events come in this order: notices, `Safety`, text, `Done`.
 
-        `options` replace the chat's own for this reply.
+        `options` replace the chat's own for this reply. `instead` puts the message in the place of the person's last
+        one, whose answer goes with it; what that one showed of a danger stays known.
 
         The person's message and what was delivered are added to `history`, also when the reader leaves half-way.
         Never raises for anything an engine, a classifier or a disk does.
@@ -204,6 +221,14 @@ class Chat:
         finding, screened = self._screen(text)
         before = history.state
         state = advance(before, finding, now)
+        if instead and (place := history.last_place()) is not None:
+            # Said anew, the same signs are no second ones. A new sign is one more; nothing is taken back.
+            new = not finding.families <= before.families
+            state = at_least(advance(before if new else history.before, finding, now), before)
+            before = history.before if text == history.messages[place].content else before
+            del history.messages[place:]
+        else:
+            history.before = before
         history.state = state
         history.minor = history.minor or "minor" in state.flags
         decision = protocols.decide(
@@ -326,8 +351,13 @@ class Chat:
                 turns[-1] = Message(message.role, f"{turns[-1].content}\n\n{message.content}")
             else:
                 turns.append(message)
-        while self._fits is not None and len(turns) > 1 and not self._fits([*system, *turns]):
-            turns = turns[2:]
+        fits = self._fits
+        if fits is not None and not fits([*system, *turns]):
+            # What is left begins with the person, and holds at least what they said now. Halving: each look is a long
+            # one.
+            starts = [place for place, message in enumerate(turns) if message.role == "user"]
+            found = bisect.bisect_left(starts[:-1], True, key=lambda place: fits([*system, *turns[place:]]))
+            turns = turns[starts[found] :]
         return [*system, *turns]
 
     def _model(

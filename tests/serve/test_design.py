@@ -6,14 +6,25 @@ import json
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
 
+from warmline.serve.conversations import Verdict
+from warmline.serve.directory import choices
+from warmline.serve.pages import LANGUAGES, SIZES
+
 WEB = files("warmline.serve") / "web"
 SCRIPTS = sorted(item.name for item in WEB.iterdir() if item.name.endswith(".js"))
-PAGES = ("/", "/help", "/help?country=GB", "/measures")
-STRINGS: dict[str, str] = json.loads((WEB / "strings" / "en.json").read_text("utf-8"))
+PAGES = ("/", "/help", "/help?country=GB", "/measures", "/?language=es", "/help?language=de&text=large")
+
+
+def strings(language: str) -> dict[str, str]:
+    return json.loads((WEB / "strings" / f"{language}.json").read_text("utf-8"))  # type: ignore[no-any-return]
+
+
+STRINGS = strings("en")
 
 
 def text_of(name: str) -> str:
@@ -68,7 +79,7 @@ class TestMarkup:
     def test_one_heading_one_main_a_language_a_title(self, client: TestClient, path: str) -> None:
         elements = Elements(client.get(path).text)
         assert len(elements.all("h1")) == len(elements.all("main")) == 1
-        assert elements.all("html")[0][0]["lang"] == "en"
+        assert elements.all("html")[0][0]["lang"] == (re.findall(r"language=(\w+)", path) or ["en"])[0]
         assert elements.all("title")[0][1]
         viewport = next(a["content"] for a, _ in elements.all("meta") if a.get("name") == "viewport")
         assert "maximum-scale" not in viewport
@@ -86,6 +97,8 @@ class TestMarkup:
         elements = Elements(client.get(path).text)
         labelled = {attributes.get("for") for attributes, text in elements.all("label") if text}
         for attributes, _ in elements.all("select", "textarea", "input"):
+            if attributes.get("type") == "hidden":
+                continue
             assert attributes["id"] in labelled
         for attributes, text in elements.all("a", "button", "summary"):
             assert text or attributes.get("aria-label")
@@ -96,15 +109,16 @@ class TestMarkup:
 
     def test_links_that_leave_say_so_and_tell_nothing(self, client: TestClient, path: str) -> None:
         for attributes, text in Elements(client.get(path).text).all("a"):
-            if attributes["href"].startswith("http"):
-                assert attributes["href"].startswith("https://")
+            if attributes.get("href", "").startswith("http"):
+                assert attributes.get("href", "").startswith("https://")
                 assert attributes["rel"] == "noopener noreferrer"
-                assert STRINGS["people.newtab"] in text
+                language = (re.findall(r"language=(\w+)", path) or ["en"])[0]
+                assert strings(language)["people.newtab"] in text
 
     def test_tap_to_call_links_are_numbers_only(self, client: TestClient, path: str) -> None:
         for attributes, _ in Elements(client.get(path).text).all("a"):
-            if attributes["href"].startswith(("tel:", "sms:")):
-                assert re.fullmatch(r"(tel|sms):[+*#0-9]{2,16}(\?&?body=[\w%+]+)?", attributes["href"])
+            if attributes.get("href", "").startswith(("tel:", "sms:")):
+                assert re.fullmatch(r"(tel|sms):[+*#0-9]{2,16}(\?&?body=[\w%+]+)?", attributes.get("href", ""))
 
 
 def test_scripts_make_no_markup_and_keep_nothing() -> None:
@@ -119,15 +133,35 @@ def test_style_sheets_load_nothing() -> None:
 
 
 def test_strings_are_used_and_all_exist() -> None:
-    used: set[str] = set()
+    used: set[str] = {"language", "months", "date", "talk.you", "talk.name"}
+    areas = "|".join(sorted({key.partition(".")[0] for key in STRINGS if "." in key}))
     for name in SCRIPTS:
-        used |= set(re.findall(r"""\bt\(\s*[\w\s.&>=?!]*?["']([a-z][\w.-]*\.[\w.-]+)["']""", text_of(name)))
-        used |= set(re.findall(r"""["']((?:talk|people|trouble)\.[\w.-]+)["']""", text_of(name)))
+        used |= set(re.findall(rf"""["']((?:{areas})\.[\w.-]+)["']""", text_of(name)))
     for name in ("index.html", "help.html", "measures.html", "people.html"):
-        used |= set(re.findall(r'\bt\("([\w.-]+)"', text_of(name)))
-    assert used <= set(STRINGS)
-    spare = {key for key in STRINGS if not key.startswith("trouble.")} - used - {"language"}
-    assert spare == set()
+        used |= set(re.findall(rf"""["']((?:{areas})\.[\w.-]+)["']""", text_of(name)))
+        used |= set(re.findall(r'\b(?:t|said)\("([\w.-]+)"', text_of(name)))
+    # Put together from a part that is fixed and one that is not.
+    used |= {f"{start}.{end}" for start in ("first.kept.memory", "first.kept.stored") for end in ("title", "text")}
+    used |= {f"rate.{verdict}" for verdict in get_args(Verdict)} | {f"settings.size.{size}" for size in SIZES}
+    used |= {f"save.{form}" for form in ("text", "json")}
+    used -= {"first.kept.memory", "first.kept.stored", "people.html", "settings.size."}
+    assert used <= set(STRINGS), used - set(STRINGS)
+    assert {key for key in STRINGS if not key.startswith(("trouble.", "country."))} - used == set()
+    assert {key for key in STRINGS if key.startswith("country.")} == {f"country.{code}" for code, _ in choices()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_says_everything(language: str) -> None:
+    said = strings(language)
+    assert list(said) == list(STRINGS)
+    assert all(text.strip() for text in said.values())
+    for key, text in said.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", STRINGS[key])), key
+    assert len(said["months"].split()) == 12
+    if language != "en":
+        # Left as in English: names, and words that are the same in both.
+        same = [key for key in said if said[key] == STRINGS[key] and not key.startswith("country.")]
+        assert set(same) <= {"date", "talk.name", "talk.title", "talk.earlier", "away.volume", "away.butter"}, same
 
 
 def test_the_page_promises_nothing_it_must_not() -> None:
@@ -137,7 +171,9 @@ def test_the_page_promises_nothing_it_must_not() -> None:
     assert "AI" in STRINGS["first.program.text"]
     assert "no person" in STRINGS["first.program.text"]
     assert "not therapy, not a crisis service" in everything
-    assert "{hours} hours" in STRINGS["first.kept.text"]
+    assert "{hours} hours" in STRINGS["first.kept.memory.text"]
+    assert "{days} days" in STRINGS["first.kept.stored.text"]
+    assert "Off unless" in STRINGS["consent.note"]
 
 
 def palette(scheme: str) -> dict[str, str]:

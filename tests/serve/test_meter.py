@@ -38,7 +38,7 @@ def test_every_turn_is_counted_by_level_and_action() -> None:
 
 
 def meter() -> Meter:
-    return Meter(lambda: 0, lambda: 0)
+    return Meter(Line(), lambda: 0)
 
 
 def test_a_turn_left_half_way_and_a_broken_one_are_counted() -> None:
@@ -77,7 +77,7 @@ def test_a_line_knows_when_it_is_full() -> None:
     assert line.enter(threading.Event(), 1)
     assert not line.full
     waiting = threading.Event()
-    waiter = threading.Thread(target=line.enter, args=(threading.Event(), 5, waiting.set))
+    waiter = threading.Thread(target=line.enter, args=(threading.Event(), 5, lambda *_: waiting.set()))
     waiter.start()
     assert waiting.wait(5)
     assert (line.full, line.waiting) == (True, 1)

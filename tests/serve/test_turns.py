@@ -41,7 +41,7 @@ class TestLine:
             standing = threading.Event()
 
             def stand(number: int = number, standing: threading.Event = standing) -> None:
-                assert line.enter(never, 5, standing.set)
+                assert line.enter(never, 5, lambda *_: standing.set())
                 order.append(number)
                 line.leave()
 
@@ -91,7 +91,7 @@ class TestLine:
     def test_a_full_line_turns_away_at_once(self) -> None:
         line, never, gone, standing = Line(1, most=1), threading.Event(), threading.Event(), threading.Event()
         assert line.enter(never, 0)
-        waiting = threading.Thread(target=line.enter, args=(gone, 10, standing.set))
+        waiting = threading.Thread(target=line.enter, args=(gone, 10, lambda *_: standing.set()))
         waiting.start()
         assert standing.wait(2)
         started = time.monotonic()
@@ -99,6 +99,19 @@ class TestLine:
         assert time.monotonic() - started < 0.1
         gone.set()
         waiting.join(2)
+
+
+def visit(server: Running) -> tuple[str, dict[str, str]]:
+    """A new conversation: its address, and the cookie that opens it."""
+    answer = httpx.post(f"{server.url}/api/conversations", json={})
+    return f"{server.url}/api/conversations/{answer.json()['id']}/messages", dict(answer.cookies)
+
+
+def ask(at: tuple[str, dict[str, str]], text: str, answers: list[str] | None = None, **headers: str) -> httpx.Response:
+    answer = httpx.post(at[0], json={"text": text}, cookies=at[1], headers=headers, timeout=20)
+    if answers is not None:
+        answers.append(answer.text)
+    return answer
 
 
 def slow(entered: threading.Event, gate: threading.Event) -> Played:
@@ -125,31 +138,25 @@ def slow(entered: threading.Event, gate: threading.Event) -> Played:
 def test_a_crisis_does_not_wait_for_the_engine() -> None:
     entered, gate = threading.Event(), threading.Event()
     with Running(create_app(slow(entered, gate))) as server, httpx.Client(base_url=server.url, timeout=20) as web:
-        first, second, third = (web.post("/api/conversations", json={}).json()["id"] for _ in range(3))
-        answers: dict[str, str] = {}
-
-        def ask(id: str) -> None:
-            answers[id] = httpx.post(
-                f"{server.url}/api/conversations/{id}/messages", json={"text": ORDINARY}, timeout=20
-            ).text
-
-        busy = threading.Thread(target=ask, args=(first,))
+        first, second, third = (visit(server) for _ in range(3))
+        answers: list[str] = []
+        busy = threading.Thread(target=ask, args=(first, ORDINARY, answers))
         busy.start()
         assert entered.wait(5)
-        with web.stream("POST", f"/api/conversations/{second}/messages", json={"text": ORDINARY}) as queued:
+        with web.stream("POST", second[0], json={"text": ORDINARY}, cookies=second[1]) as queued:
             seen = ""
             for chunk in queued.iter_text():
                 seen += chunk
                 if "waiting" in seen:
                     break
             started = time.monotonic()
-            urgent = events_of(web.post(f"/api/conversations/{third}/messages", json={"text": CRISIS}).text)
+            urgent = events_of(ask(third, CRISIS).text)
             assert time.monotonic() - started < 1
             assert [name for name, _ in urgent] == ["safety", "text", "done"]
             assert "text" not in [name for name, _ in events_of(seen)]
         gate.set()
         busy.join(10)
-        assert [name for name, _ in events_of(answers[first])] == ["safety", "text", "done"]
+        assert [name for name, _ in events_of(answers[0])] == ["safety", "text", "done"]
 
 
 def test_who_waits_is_answered_in_the_end() -> None:
@@ -157,12 +164,7 @@ def test_who_waits_is_answered_in_the_end() -> None:
     with Running(create_app(slow(entered, gate))) as server:
         answers: list[str] = []
 
-        def ask() -> None:
-            with httpx.Client(base_url=server.url, timeout=20) as web:
-                id = web.post("/api/conversations", json={}).json()["id"]
-                answers.append(web.post(f"/api/conversations/{id}/messages", json={"text": ORDINARY}).text)
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
+        threads = [threading.Thread(target=ask, args=(visit(server), ORDINARY, answers)) for _ in range(8)]
         for thread in threads:
             thread.start()
         assert entered.wait(5)
@@ -175,9 +177,10 @@ def test_who_waits_is_answered_in_the_end() -> None:
     for answer in answers:
         events = events_of(answer)
         assert [name for name, _ in events if name != "waiting"] == ["safety", "text", "done"]
-        waits = [data["waiting"] for name, data in events if name == "waiting"]
-        assert waits in ([], [True, False])
-        told += len(waits) > 0
+        places = [data.get("place") for name, data in events if name == "waiting"]
+        assert places == [] or places[-1] is None
+        assert sorted(places[:-1], reverse=True) == places[:-1]
+        told += len(places) > 0
     assert told >= 1
 
 
@@ -189,11 +192,12 @@ def test_a_reader_who_leaves_frees_the_engine(when: str) -> None:
         host, port = server.url.removeprefix("http://").split(":")
         for _ in range(10):
             entered.clear()
-            id = httpx.post(f"{server.url}/api/conversations", json={}).json()["id"]
+            at = visit(server)
+            path, visitor = at[0].removeprefix(server.url), at[1]["visitor"]
             body = b'{"text": "I lie awake."}'
             with socket.create_connection((host, int(port))) as reader:
                 reader.sendall(
-                    f"POST /api/conversations/{id}/messages HTTP/1.1\r\nHost: {host}:{port}\r\n"
+                    f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: visitor={visitor}\r\n"
                     f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
                     + body
                 )
@@ -201,7 +205,7 @@ def test_a_reader_who_leaves_frees_the_engine(when: str) -> None:
                     assert entered.wait(5)
                     assert reader.recv(100)
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-            conversation = held.find(id)
+            conversation = held.find(visitor, path.split("/")[3])
             assert conversation is not None
             left = time.monotonic()
             if when == "in mid-stream":
@@ -210,24 +214,18 @@ def test_a_reader_who_leaves_frees_the_engine(when: str) -> None:
                 wait_until(lambda c=conversation: c.turn is None or c.turn.ended.is_set(), 2)
             assert time.monotonic() - left < 2
         gate.set()
-        id = httpx.post(f"{server.url}/api/conversations", json={}).json()["id"]
-        answer = httpx.post(f"{server.url}/api/conversations/{id}/messages", json={"text": ORDINARY}, timeout=5)
-        assert events_of(answer.text)[-1][0] == "done"
+        assert events_of(ask(visit(server), ORDINARY).text)[-1][0] == "done"
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "warmline-turn"])
 
 
 def test_a_newer_message_stops_the_reply_before_it() -> None:
     entered, gate = threading.Event(), threading.Event()
-    with Running(create_app(slow(entered, gate))) as server, httpx.Client(base_url=server.url, timeout=20) as web:
-        id = web.post("/api/conversations", json={}).json()["id"]
-        first: list[str] = []
-        path = f"{server.url}/api/conversations/{id}/messages"
-        asking = threading.Thread(
-            target=lambda: first.append(httpx.post(path, json={"text": ORDINARY}, timeout=20).text)
-        )
+    with Running(create_app(slow(entered, gate))) as server:
+        at, first = visit(server), []
+        asking = threading.Thread(target=ask, args=(at, ORDINARY, first))
         asking.start()
         assert entered.wait(5)
-        second = events_of(web.post(path, json={"text": CRISIS}).text)
+        second = events_of(ask(at, CRISIS).text)
         assert [name for name, _ in second] == ["safety", "text", "done"]
         asking.join(5)
         assert dict(events_of(first[0]))["done"]["stop_reason"] == "cancelled"
@@ -247,13 +245,13 @@ def test_a_stuck_engine_does_not_hold_the_conversation(monkeypatch: pytest.Monke
         gate.wait(20)  # deaf to its cancel
         yield done()
 
-    with Running(create_app(Played(play))) as server, httpx.Client(base_url=server.url, timeout=20) as web:
-        path = f"{server.url}/api/conversations/{web.post('/api/conversations', json={}).json()['id']}/messages"
-        asking = threading.Thread(target=lambda: httpx.post(path, json={"text": ORDINARY}, timeout=20))
+    with Running(create_app(Played(play))) as server:
+        at = visit(server)
+        asking = threading.Thread(target=ask, args=(at, ORDINARY))
         asking.start()
         assert entered.wait(5)
         started = time.monotonic()
-        assert [name for name, _ in events_of(web.post(path, json={"text": CRISIS}).text)] == ["safety", "done"]
+        assert [name for name, _ in events_of(ask(at, CRISIS).text)] == ["safety", "done"]
         assert time.monotonic() - started < 2
         gate.set()
         asking.join(10)
@@ -341,7 +339,7 @@ def test_many_conversations_are_never_mixed() -> None:
     with Running(create_app(Played(play), engine_places=4)) as server:
         wrong: list[str] = []
 
-        def visit(number: int) -> None:
+        def talk(number: int) -> None:
             with httpx.Client(base_url=server.url, timeout=30) as web:
                 id = web.post("/api/conversations", json={}).json()["id"]
                 for turn in range(3):
@@ -351,7 +349,7 @@ def test_many_conversations_are_never_mixed() -> None:
                     if heard != "".join(f"{said}-{word}. " for word in range(5)):
                         wrong.append(said)
 
-        threads = [threading.Thread(target=visit, args=(number,)) for number in range(16)]
+        threads = [threading.Thread(target=talk, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -361,16 +359,12 @@ def test_many_conversations_are_never_mixed() -> None:
 
 def test_deleting_stops_the_reply() -> None:
     entered, gate = threading.Event(), threading.Event()
-    with Running(create_app(slow(entered, gate))) as server, httpx.Client(base_url=server.url, timeout=20) as web:
-        id = web.post("/api/conversations", json={}).json()["id"]
-        path = f"{server.url}/api/conversations/{id}/messages"
-        answers: list[str] = []
-        asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(path, json={"text": ORDINARY}, timeout=20).text)
-        )
+    with Running(create_app(slow(entered, gate))) as server:
+        at, answers = visit(server), []
+        asking = threading.Thread(target=ask, args=(at, ORDINARY, answers))
         asking.start()
         assert entered.wait(5)
-        assert web.delete(f"/api/conversations/{id}").status_code == 204
+        assert httpx.delete(at[0].removesuffix("/messages"), cookies=at[1]).status_code == 204
         asking.join(5)
         assert dict(events_of(answers[0]))["done"]["stop_reason"] == "cancelled"
 

@@ -29,12 +29,15 @@ PACKAGES = (
     "gguf",
     "httpx",
     "fastapi",
+    "argon2-cffi",
+    "limits",
 )
-NEEDED = ("torch", "transformers", "peft", "tokenizers", "fastapi")
+NEEDED = ("torch", "transformers", "peft", "tokenizers", "fastapi", "argon2-cffi", "limits")
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 """What llama.cpp and torch compute faster with."""
 LEAST_DISK = 5e9
 LEAST_MEMORY = 3e9
+LEAST_FILES = 1024
 
 
 def doctor(
@@ -43,6 +46,9 @@ def doctor(
     ] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="As for `warmline chat`.")] = None,
     port: Annotated[int, typer.Option(help="Port the page would take.")] = 8765,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Also look at what a server with this file of settings needs.")
+    ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path("runs"),
 ) -> None:
     """Say what this machine has, what is missing, and which engine a run would talk with. Changes nothing.
@@ -52,9 +58,11 @@ def doctor(
       warmline doctor
       warmline doctor demo
       warmline doctor demo --engine llamacpp
+      warmline doctor --config serve.yaml
     """
     run = Run.open(name, runs) if name else None
-    rows = [*machine(runs), *software(), listening(port)]
+    rows = [*machine(runs), *software()]
+    rows += server(config) if config else [listening(port)]
     console.table("this machine", ["", "found", ""], [[what, found, advice] for what, found, advice, _ in rows])
     found: dict[str, Any] = {what: value for what, value, _, _ in rows}
     if run is not None:
@@ -123,6 +131,49 @@ def software() -> Iterator[Row]:
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     missing = "" if compiler else "only needed to build llama-cpp-python; without it the engine is `local`"
     yield "C++ compiler", compiler or "none", missing, True
+
+
+def server(config: Path) -> Iterator[Row]:
+    """What `warmline serve --config` needs: settings that hold, keys, TLS, open files, a place to write."""
+    import resource
+
+    from warmline.serve.config import is_loopback, load
+    from warmline.serve.keys import Keys
+
+    try:
+        settings = load(config, {})
+    except WarmlineError as error:
+        yield "settings", "cannot be used", error.what, False
+        return
+    who = "this machine only" if settings.local else f"as {', '.join(settings.answer_to) or 'passed on by a proxy'}"
+    yield "settings", f"{settings.host}, {who}", "", True
+    try:
+        held = Keys(settings.keys_file).read()
+    except WarmlineError as error:
+        yield "keys", error.what, error.hint or "", False
+    else:
+        valid = sum(key.state == "valid" for key in held.keys)
+        enough = settings.local or bool(valid or held.operators)
+        advice = "" if enough else "warmline keys operator NAME; warmline keys create NAME --scope chat"
+        yield "keys", f"{valid} valid, {len(held.operators)} operators", advice, enough
+    safe = is_loopback(settings.host) or bool(settings.certificate or settings.proxies)
+    yield (
+        "TLS",
+        "here" if settings.certificate else "by a proxy" if settings.proxies else "none",
+        ("" if safe else "set `certificate` and `certificate_key`, or a proxy and `proxies`"),
+        safe,
+    )
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield (
+        "open files",
+        f"{files:,}",
+        "" if files >= LEAST_FILES else "ulimit -n 4096: each visitor takes one",
+        (files >= LEAST_FILES),
+    )
+    if settings.log and str(settings.log) != "-":
+        good = os.access(settings.log.parent, os.W_OK)
+        yield "log", str(settings.log), "" if good else "its folder cannot be written", good
+    yield listening(settings.port)
 
 
 def listening(port: int) -> Row:

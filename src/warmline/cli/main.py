@@ -48,9 +48,9 @@ def _options(
 
 
 def _register() -> None:
-    from warmline.cli import build, compare, data, doctor, evaluate, export, plan, prefer, safety, talk
+    from warmline.cli import build, compare, data, doctor, evaluate, export, keys, plan, prefer, safety, talk, vault
 
-    for piece in (build, plan, prefer, data, evaluate, compare, export, talk, safety, doctor):
+    for piece in (build, plan, prefer, data, evaluate, compare, export, talk, keys, safety, vault, doctor):
         piece.register(app)
 
 

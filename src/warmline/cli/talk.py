@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from warmline import console
 from warmline.cli.options import RunsFolder
 from warmline.runs import Run
+from warmline.serve.config import PREFIX, Settings, is_loopback, load
+
+if TYPE_CHECKING:
+    from warmline.serve.kept import Kept
 
 Engine = Annotated[
     str | None,
@@ -93,41 +99,121 @@ def show_resources(country: str | None) -> None:
         console.say("  ".join(way for way in ways if way))
 
 
-def serve(
-    name: Annotated[str, typer.Argument(metavar="[RUN]", help="A finished run.")] = "demo",
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8765,
-    country: Country = None,
-    engine: Engine = None,
-    runs: RunsFolder = Path("runs"),
-) -> None:
-    """Open the chat page of a run on this machine, with the safety layer on.
+def serve(**given: Any) -> None:
+    """Open the chat page and the API of a run, with the safety layer on.
 
-    Conversations are held in memory only and gone when the program ends.
+    Each setting comes from its option, else from its environment variable, else from the file of --config, else from
+    its default. Without --host only this machine reaches the server.
 
     \b
     Examples:
       warmline serve demo
       warmline serve first --port 9000 --country IE
+      warmline serve --config serve.yaml
     """
-    open_page(Run.open(name, runs), port=port, country=country, engine=engine)
+    config = given.pop("config")
+    settings = load(config, {name: value for name, value in given.items() if value not in (None, [])})
+    open_page(Run.open(settings.run, settings.runs), settings)
 
 
-def open_page(run: Run, *, port: int, country: str | None = None, engine: str | None = None) -> None:
+def open_page(run: Run, settings: Settings) -> None:
     """Load a run's model and serve its page until Ctrl-C."""
     from warmline.opening import open_chat
-    from warmline.serve.app import create_app, listen
-    from warmline.serve.app import run as serve_until_stopped
+    from warmline.serve import journal, listening
+    from warmline.serve.app import create_app
+    from warmline.serve.auth import Gate
+    from warmline.serve.keys import Keys
+    from warmline.serve.limits import Limits
 
-    listen("127.0.0.1", port).close()  # a taken port is told before the model is loaded
+    keys = Keys(settings.keys_file)
+    listening.check_port(settings.host, settings.port, keys)  # a taken port is told before the model is loaded
+    handler = journal.open_at(settings.log) if settings.log else None
+    if not is_loopback(settings.host) and not (settings.certificate or settings.proxies):
+        console.warn("what visitors write crosses the network unencrypted: set `certificate`, or a proxy and `proxies`")
+    held = open_kept(settings)
     console.say("loading the model ...")
-    door = open_chat(run, country=country, engine=engine)
-    app = create_app(door, name="Warmline", country=country)
+    door = open_chat(run, country=settings.country, engine=settings.engine)
+    gate = Gate(
+        keys,
+        local=settings.local,
+        visitors=settings.visitors,
+        limits=Limits(settings.limit_address, settings.limit_key),
+    )
+    app = create_app(
+        door,
+        name=settings.name,
+        country=settings.country,
+        hosts=settings.hosts,
+        engine_places=settings.places or int(getattr(door.engine, "places", 1)),
+        idle_hours=settings.idle_hours,
+        gate=gate,
+        queue=settings.queue,
+        wait_seconds=settings.wait_seconds,
+        conversations=held,
+    )
 
     def ready(address: str) -> None:
-        console.say(f"the page is at {address} (this machine only); Ctrl-C ends it", style="bold")
+        who = "this machine only" if settings.local else f"as {', '.join(settings.answer_to)}"
+        console.say(f"the page is at {address} ({who}); Ctrl-C ends it", style="bold")
 
-    serve_until_stopped(app, "127.0.0.1", port, ready=ready)
+    listening.run(
+        app,
+        settings.host,
+        settings.port,
+        ready=ready,
+        keys=keys,
+        proxies=settings.proxies,
+        certificate=settings.certificate,
+        certificate_key=settings.certificate_key,
+        grace_seconds=settings.grace_seconds,
+    )
     door.close()
+    if held is not None:
+        held.vault.close()
+    if handler is not None:
+        journal.shut(handler)
+
+
+def open_kept(settings: Settings) -> Kept | None:
+    """The conversations of the vault that the settings name; None where they are held in memory only.
+
+    Raises:
+        VaultError: it cannot be opened; nothing is served then.
+    """
+    if settings.store == "none":
+        return None
+    from warmline.cli.vault import master_key
+    from warmline.serve.kept import Kept
+    from warmline.vault.store import Vault
+
+    vault = Vault.open(settings.store, master_key(settings.key_file), retention_days=settings.keep_days)
+    return Kept(vault, idle_seconds=settings.idle_hours * 3600)
+
+
+def _options() -> Iterator[inspect.Parameter]:
+    """One option for every setting, explained as it is there."""
+    config = Annotated[
+        Path | None, typer.Option("--config", envvar=f"{PREFIX}CONFIG", help="File of settings, YAML or TOML.")
+    ]
+    yield inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)
+    for name, field in Settings.model_fields.items():
+        kinds = {"int": int, "float": float, "Path": Path, "tuple": list[str]}
+        kind = next((kind for word, kind in kinds.items() if word in str(field.annotation)), str)
+        shown = field.default if field.default not in (None, ()) else ""
+        help = " ".join(str(field.description).split()) + (f" Default: {shown}." if shown != "" else "")
+        what: Any
+        if name == "run":
+            what = typer.Argument(metavar="[RUN]", help=help, envvar=PREFIX + name.upper(), show_default=False)
+        else:
+            metavar = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else None
+            flag = f"--{name.replace('_', '-')}"
+            what = typer.Option(flag, envvar=PREFIX + name.upper(), help=help, metavar=metavar, show_default=False)
+        annotation = Annotated[kind | None, what]  # type: ignore[valid-type]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+serve.__signature__ = inspect.Signature(list(_options()))  # type: ignore[attr-defined]
+serve.__annotations__ = {option.name: option.annotation for option in _options()}
 
 
 def register(app: typer.Typer) -> None:

@@ -27,7 +27,7 @@ _UNKNOWN = -20.0
 
 
 class Encoder:
-    """Log-odds of the classifier's heads for sentences. `tensors` are named as `scripts/train_encoder.py` writes them."""
+    """Log-odds of the classifier's heads for sentences. `scripts/train_encoder.py` names the tensors."""
 
     def __init__(self, tensors: dict[str, Array], pieces: Sequence[tuple[str, float]]) -> None:
         self._t = tensors
@@ -58,7 +58,7 @@ class Encoder:
         """Log-odds [sentences, heads] of sentences given as `tokens`; each is read by itself, and none may be empty."""
         t = self._t
         lengths = [len(ids) for ids in sentences]
-        ends = np.cumsum(lengths)
+        ends = np.cumsum(lengths, dtype=np.intp)
         places = np.concatenate([np.arange(n, dtype=np.float32) for n in lengths])[:, None] * t["timing"]
         x = 2 * t["embedding"][np.concatenate([np.asarray(ids) for ids in sentences])]
         x = x + np.concatenate([np.sin(places), np.cos(places)], 1)
@@ -68,7 +68,8 @@ class Encoder:
             x = self._linear(self._attend(mixed, lengths, ends), f"{layer}.out") + rest
             inner = np.maximum(self._linear(self._norm(x, f"{layer}.ffn_norm"), f"{layer}.up"), 0)
             x = x + self._linear(inner, f"{layer}.down")
-        mean = np.add.reduceat(x, ends - lengths, 0) / np.array(lengths, np.float32)[:, None]
+        total = np.add.reduceat(x, ends - np.asarray(lengths), 0)
+        mean: Array = (total / np.asarray(lengths)[:, None]).astype(np.float32)
         meant = np.tanh(self._linear(mean, "sentence"))
         meant /= np.linalg.norm(meant, axis=1, keepdims=True)
         return self._linear(meant, "heads")
@@ -99,10 +100,11 @@ class Encoder:
 @cache
 def shipped() -> Encoder:
     """The shipped encoder. About 25 MB in memory."""
-    with resources.as_file(resources.files("warmline.safety.tables") / "encoder.safetensors") as path:
-        with safe_open(path, "np") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}
-            pieces = json.loads(file.metadata()["pieces"])
+    table = resources.files("warmline.safety.tables") / "encoder.safetensors"
+    with resources.as_file(table) as path, safe_open(path, "np") as file:
+        names = file.keys()
+        stored = {name: file.get_tensor(name) for name in names}
+        pieces = json.loads(file.metadata()["pieces"])
     tensors = {
         name: value.astype(np.float32) * (stored[f"{name}.scale"] if value.dtype == np.int8 else np.float32(1))
         for name, value in stored.items()

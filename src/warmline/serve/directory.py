@@ -5,6 +5,7 @@ Knows nothing of conversations, and needs neither a model nor a network.
 
 from __future__ import annotations
 
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -34,13 +35,6 @@ def look_up(country: str | None) -> dict[str, Any]:
     return wire.resources(resources_for(country))
 
 
-def everywhere() -> list[tuple[str, str, dict[str, Any]]]:
-    """Code, name and lines of every country that has lines."""
-    found = ((code, name, look_up(code)) for code, name in choices())
-    return [entry for entry in found if entry[2]["lines"]]
-
-
-def checked() -> str:
-    """The day the oldest line on show was last checked, e.g. 8 August 2026."""
-    day = min(row.checked for row in rows() if row.status == "active" and row.country != UNKNOWN)
-    return f"{day.day} {day:%B %Y}"
+def checked() -> date:
+    """The day the oldest line on show was last checked."""
+    return min(row.checked for row in rows() if row.status == "active" and row.country != UNKNOWN)

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import traceback
-from pathlib import Path
+import time
+from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-log = logging.getLogger("warmline.serve")
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+from warmline.serve import journal
+from warmline.serve.auth import Denied, Gate
+from warmline.serve.config import LOCAL_NAMES
 
 MOST_BYTES = 128 * 1024  # 8,000 characters, each written as \uXXXX\uXXXX, and room for the rest
 BODY_SECONDS = 20.0
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 HEADERS = {
     # No `unsafe-inline` anywhere: text from a model or a person can never become script or style.
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
+        "worker-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types worker"
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -36,13 +37,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), browsing-topics=()",
 }
-
-
-def place(error: BaseException) -> str:
-    """Kind of an error and the line it came from. Never its text, which may quote a person."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"
 
 
 def host_name(value: str) -> str:
@@ -64,8 +58,8 @@ class Doorway:
     name at 127.0.0.1 (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = LOCAL_NAMES) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, gate: Gate | None = None, hosts: tuple[str, ...] = LOCAL_NAMES) -> None:
+        self.app, self.gate = app, gate
         self.hosts = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,23 +67,47 @@ class Doorway:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        started = False
+        status, began = 0, time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        try:
+            await self._pass(scope, receive, send_with_headers)
+        except Exception as error:
+            journal.fault("a request failed", error)
+            if not status:
+                await _answer(send_with_headers, 500, "fault", "something went wrong here")
+        finally:
+            caller, route = scope.get("state", {}).get("caller"), scope.get("route")
+            journal.write(
+                "request",
+                route=getattr(route, "path", None),
+                method=scope["method"] if scope["method"] in METHODS else "other",
+                status=status,
+                milliseconds=round((time.perf_counter() - began) * 1000),
+                key=caller and caller.key,
+                operator=bool(caller and caller.operator),
+            )
+
+    async def _pass(self, scope: Scope, receive: Receive, send_with_headers: Send) -> None:
         headers = Headers(scope=scope)
         refusal = self._refusal(scope["method"], headers)
         if refusal:
             await _answer(send_with_headers, *refusal)
             return
+        caller = self.gate.admit(scope) if self.gate else None
+        if isinstance(caller, Denied):
+            await _deny(send_with_headers, caller, scope["path"])
+            return
+        scope.setdefault("state", {})["caller"] = caller
         try:
             body = await asyncio.wait_for(_read(receive), BODY_SECONDS)
         except TimeoutError:
@@ -107,12 +125,7 @@ class Doorway:
             read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        try:
-            await self.app(scope, receive_again, send_with_headers)
-        except Exception as error:
-            log.error("a request failed: %s", place(error))
-            if not started:
-                await _answer(send_with_headers, 500, "fault", "something went wrong here")
+        await self.app(scope, receive_again, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str, str] | None:
         hosts = headers.getlist("host")
@@ -141,8 +154,27 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-async def _answer(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps({"code": code, "message": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def _deny(send: Send, denied: Denied, path: str) -> None:
+    if denied.go:
+        await send({"type": "http.response.start", "status": 303, "headers": [(b"location", denied.go.encode())]})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    more = [(b"www-authenticate", b"Bearer")] if denied.status == 401 else []
+    error = {"message": denied.message, "type": "authentication_error", "param": None, "code": denied.code}
+    await _answer(
+        send, denied.status, denied.code, denied.message, more, {"error": error} if path.startswith("/v1/") else None
+    )
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    code: str,
+    message: str,
+    more: Sequence[tuple[bytes, bytes]] = (),
+    row: dict[str, Any] | None = None,
+) -> None:
+    body = json.dumps(row or {"code": code, "message": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

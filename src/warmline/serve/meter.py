@@ -9,15 +9,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from warmline.chat import Done, Event, Safety, Text
+from warmline.serve.turns import Line
 
 FORM = CONTENT_TYPE_LATEST
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Meter:
-    """Counts the turns of one server. `waiting` and `held` are asked when the numbers are read."""
+    """Counts the turns of one server. `line` and `held` are asked when the numbers are read."""
 
-    def __init__(self, waiting: Callable[[], int], held: Callable[[], int]) -> None:
+    def __init__(self, line: Line, held: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._turns = Counter(
             "warmline_turns",
@@ -36,8 +37,11 @@ class Meter:
             buckets=SECONDS,
             registry=registry,
         )
+        self._verdicts = Counter("warmline_verdicts", "What visitors said of replies", ["verdict"], registry=registry)
         for name, what, asked in (
-            ("warmline_waiting", "Turns that wait for the engine", waiting),
+            ("warmline_waiting", "Turns that wait for the engine", lambda: line.waiting),
+            ("warmline_places_free", "Replies that could begin at once", lambda: line.free),
+            ("warmline_turns_live", "Turns that are answered or wait", lambda: line.live),
             ("warmline_conversations", "Conversations held in memory", held),
         ):
             Gauge(name, what, registry=registry).set_function(asked)
@@ -64,6 +68,23 @@ class Meter:
                 events.close()
             self._ends.labels(stop).inc()
             self._whole.labels(action).observe(time.perf_counter() - began)
+
+    def sums(self) -> dict[str, dict[str, int]]:
+        """Turns by level and by action, replies by how they ended, for a person to read."""
+        found: dict[str, dict[str, int]] = {"Turns by level": {}, "Turns by action": {}, "Replies by ending": {}}
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                if sample.name == "warmline_turns_total":
+                    level, action = f"L{sample.labels['level']}", sample.labels["action"]
+                    for title, what in (("Turns by level", level), ("Turns by action", action)):
+                        found[title][what] = found[title].get(what, 0) + int(sample.value)
+                elif sample.name == "warmline_replies_total":
+                    found["Replies by ending"][sample.labels["stop_reason"]] = int(sample.value)
+        return {title: dict(sorted(rows.items())) for title, rows in found.items()}
+
+    def judged(self, verdict: str) -> None:
+        """Count what a visitor said of a reply."""
+        self._verdicts.labels(verdict).inc()
 
     def text(self) -> bytes:
         """All numbers, as Prometheus reads them."""

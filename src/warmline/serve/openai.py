@@ -1,6 +1,6 @@
 """The OpenAI-style API: chat completions as the official clients speak them, through the same door as the page.
 
-    POST /v1/chat/completions      GET /v1/models
+    POST /v1/chat/completions      GET /v1/models      GET /v1/docs, /v1/openapi.json  this API, described
 
 A client keeps its own conversation and sends it whole, so the person's earlier messages are screened again each time.
 What the turn meant (level, flags, resources, notices) comes first: as the event `warmline.safety` of a stream, and in
@@ -20,16 +20,19 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 
+from warmline import __version__
 from warmline.chat import Chat, Done, Event, Options, Thread, Usage
 from warmline.messages import Message
 from warmline.serve import directory
-from warmline.serve.conversations import Turn
+from warmline.serve.auth import Gate
+from warmline.serve.conversations import Piece, Turn
 from warmline.serve.meter import Meter
-from warmline.serve.turns import Line, Piece, Streamed, TurnStream
+from warmline.serve.operator import reference
+from warmline.serve.turns import BUSY_SECONDS, Line, Refused, Streamed, TurnStream
 
 MOST_CHARACTERS = 8000
-RETRY_SECONDS = 5
 
 #: Fields of the protocol that this server does not carry out, and the values at which they change nothing.
 IDLE: dict[str, tuple[Any, ...]] = {
@@ -55,6 +58,8 @@ IGNORED = ("user", "safety_identifier", "metadata", "service_tier", "prompt_cach
 
 
 class Part(BaseModel):
+    """A part of a message; only text is taken."""
+
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: str
@@ -76,28 +81,38 @@ class Said(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    """How a stream ends."""
+
     include_usage: bool = False
 
 
 class Visitor(BaseModel):
     """Warmline's own field: who is spoken to, as far as the client knows."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     country: str | None = Field(None, max_length=8)
+    """Two letters: whose crisis lines are shown first."""
     minor: bool = False
+    """Known to be a minor."""
 
 
 class Completion(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    """What is asked. Fields of OpenAI's protocol that are not here are refused where they would change the reply."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
     model: str
+    """The one that /v1/models lists."""
     messages: list[Said] = Field(min_length=1, max_length=500)
+    """The conversation so far; the last message is the user's. Each has at most 8,000 characters."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    """The newer name of `max_tokens`."""
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = None
     stream: bool | None = False
+    """Server-Sent Events: first `warmline.safety`, then chunks, then [DONE]."""
     stream_options: StreamOptions | None = None
     warmline: Visitor = Visitor()
 
@@ -106,7 +121,12 @@ class Refusal(Exception):
     """A request that is not answered; `status` and OpenAI's error object."""
 
     def __init__(self, message: str, *, status: int = 400, code: str = "invalid_request", param: str | None = None):
-        kind = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
+        kind = {
+            400: "invalid_request_error",
+            404: "not_found_error",
+            413: "invalid_request_error",
+            429: "rate_limit_error",
+        }
         self.status = status
         self.body = {
             "error": {"message": message, "type": kind.get(status, "server_error"), "param": param, "code": code}
@@ -197,6 +217,8 @@ class Answer:
                 if self.include_usage:
                     end += _data(self._head("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
                 return end + b"data: [DONE]\n\n"
+            case "waiting" if data["waiting"]:  # a comment, which clients pass over
+                return f": place {data['place']} in the line\n\n".encode()
             case "error":
                 error = {"message": data["message"], "type": "server_error", "param": None, "code": data["code"]}
                 return _data({"error": error})
@@ -211,7 +233,7 @@ class Answer:
         text, finish = "", "stop"
         for name, data in pieces:
             if name == "error":
-                status = 503 if data["code"] == "busy" else 500
+                status = 500 if data["code"] == "fault" else 503
                 raise Refusal(data["message"], status=status, code=data["code"])
             if name == "notice":
                 self.meant["notices"].append(data["text"])
@@ -234,13 +256,24 @@ def _data(row: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(row)}\n\n".encode()
 
 
-def routes(chat: Chat, line: Line, meter: Meter, *, country: str | None) -> APIRouter:
+def routes(
+    chat: Chat, line: Line, meter: Meter, gate: Gate, *, country: str | None, wait_seconds: float = 120.0
+) -> APIRouter:
     """The API's addresses, for the same chat and the same line as the page's."""
     router = APIRouter()
+    described = description()
     name = chat.engine.name
 
     def card() -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 0, "owned_by": "warmline"}
+
+    @router.get("/v1/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return described
+
+    @router.get("/v1/docs")
+    async def docs() -> Response:
+        return reference(described)
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -280,13 +313,22 @@ def routes(chat: Chat, line: Line, meter: Meter, *, country: str | None) -> APIR
                         setattr(usage, field, getattr(event.usage, field))
                 yield event
 
-        if asked.stream and not line.full:
-            return Streamed(TurnStream(Turn(), events, line, encode=answer.stream))
-        pieces = await TurnStream(Turn(), events, line).collect(request.receive)
+        stream = TurnStream(
+            Turn(),
+            events,
+            line,
+            over=gate.over(request),
+            line_seconds=wait_seconds,
+            encode=answer.stream,
+            refuse=_turned_away,
+        )
+        if asked.stream:
+            return Streamed(stream)
+        pieces = await stream.collect(request.receive)
         if pieces is None:
             return Response(status_code=499)
-        if asked.stream and pieces[-1][0] == "done":  # the line is full, but a crisis never stands in it
-            return Response(b"".join(map(answer.stream, pieces)), media_type="text/event-stream")
+        if isinstance(pieces, Refused):
+            return _turned_away(pieces)
         try:
             return JSONResponse(answer.whole(pieces))
         except Refusal as refusal:
@@ -295,9 +337,90 @@ def routes(chat: Chat, line: Line, meter: Meter, *, country: str | None) -> APIR
     return router
 
 
-def _refuse(refusal: Refusal) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_SECONDS)} if refusal.status == 503 else None
+def _refuse(refusal: Refusal, seconds: int = BUSY_SECONDS) -> JSONResponse:
+    headers = {"Retry-After": str(seconds)} if refusal.status in (429, 503) else None
     return JSONResponse(refusal.body, refusal.status, headers)
+
+
+def _turned_away(refused: Refused) -> JSONResponse:
+    """No place or over the limit: OpenAI's error, and beside it what the turn meant."""
+    told = refused.json()
+    refusal = Refusal(told["message"], status=refused.status, code=refused.code)
+    refusal.body["warmline"] = {"notices": told["notices"]} | (told["safety"] or {})
+    return _refuse(refusal, refused.seconds)
+
+
+def description() -> dict[str, Any]:
+    """This API as OpenAPI 3.1; a test holds its paths and those of `routes` equal."""
+    _, shapes = models_json_schema([(Completion, "validation")], ref_template="#/components/schemas/{model}")
+    error = {"description": "OpenAI's error object: message, type, param, code"}
+    locked = {
+        "401": {"description": "A key with the scope `chat` is needed, as `Authorization: Bearer` or `x-api-key`"},
+        "403": {"description": "The key has not that scope"},
+    }
+    busy = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
+    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Warmline's OpenAI-style API",
+            "version": __version__,
+            "description": "Chat completions as the official OpenAI clients speak them. Every reply says first what "
+            "the message meant: level, flags, and whom the person can reach.",
+        },
+        "security": [{"bearer": []}, {"header": []}],
+        "paths": {
+            "/v1/chat/completions": {
+                "post": {
+                    "operationId": "complete",
+                    "description": "One reply. The field `warmline` has level, flags, action, resources and notices.",
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Completion"}}},
+                    },
+                    "responses": {
+                        "200": {
+                            "description": "The completion, or its stream",
+                            "content": {"application/json": {}, "text/event-stream": {}},
+                        },
+                        "400": error,
+                        "404": {"description": "No such model"},
+                        "413": {"description": "A message is too long"},
+                        "429": {"description": "Over the limit; a crisis is answered all the same", "headers": busy},
+                        "500": {"description": "A fault of the server; no word of the request is in it"},
+                        "503": {"description": "Too many wait; a crisis is answered all the same", "headers": busy},
+                    }
+                    | locked,
+                }
+            },
+            "/v1/models": {
+                "get": {
+                    "operationId": "models",
+                    "description": "The one model of this server.",
+                    "responses": {"200": {"description": "A list", "content": {"application/json": {}}}} | locked,
+                }
+            },
+            "/v1/models/{model}": {
+                "get": {
+                    "operationId": "model",
+                    "description": "That model.",
+                    "parameters": [name],
+                    "responses": {
+                        "200": {"description": "Its card", "content": {"application/json": {}}},
+                        "404": {"description": "No such model"},
+                    }
+                    | locked,
+                }
+            },
+        },
+        "components": {
+            "schemas": shapes["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
 
 
 __all__ = ["routes"]

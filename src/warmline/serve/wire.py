@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
 from warmline.chat import Done, Event, Notice, Safety, Text
 from warmline.safety.resources import UNKNOWN, Resources, resources_for
 
 TROUBLE = {
     "busy": "no answer came in time, because others are being answered",
     "no-reply": "no answer came in time",
+    "too-many": "there were more messages than this server takes in so short a time",
+    "closing": "the server is being restarted; try again in a moment",
     "fault": "something went wrong here",
 }
 
@@ -71,3 +77,19 @@ def resources(found: Resources) -> dict[str, Any]:
         ],
         "elsewhere": [site for line in directories if (site := website(line.url))],
     }
+
+
+class Placed(Response):
+    """An answer that also says, in the header `Warmline-Place`, where the person's message stands among the others."""
+
+    def __init__(self, answer: Response, place: int) -> None:
+        self.answer, self.place = answer, place
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def placed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Warmline-Place"] = str(self.place)
+            await send(message)
+
+        await self.answer(scope, receive, placed)

@@ -2,15 +2,16 @@
 
 const TWICE_MS = 900;
 
+const control = document.getElementById("leave");
+
 function leave() {
+  const neutral = control.href;
   document.title = "";
   document.body.replaceChildren();
   // `replace`: the way back does not lead here. The page forgets its conversation when it is hidden (page.js).
   location.replace(neutral);
 }
 
-const control = document.getElementById("leave");
-const neutral = control.href;
 control.addEventListener("click", (event) => {
   event.preventDefault();
   leave();

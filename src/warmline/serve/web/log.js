@@ -1,7 +1,7 @@
 // The conversation on the screen, and the same in whole sentences for a screen reader.
 // Text is only ever set as text: nothing a model or a person writes becomes markup.
 
-import { t } from "./strings.js";
+import { saying, t } from "./strings.js";
 
 const log = document.getElementById("log");
 const live = document.getElementById("said");
@@ -58,49 +58,57 @@ export function setStatus(text) {
 function item(kind, who) {
   const entry = document.createElement("li");
   entry.className = `said said-${kind}`;
-  if (who) {
-    const label = document.createElement("p");
-    label.className = kind === "you" ? "unseen" : "said-who";
-    label.textContent = who;
-    entry.append(label);
-  }
+  if (who) entry.append(saying("p", kind === "you" ? "unseen" : "said-who", who));
   return entry;
 }
 
-export function addYours(text) {
-  const entry = item("you", t("talk.you"));
+function text(words) {
   const said = document.createElement("p");
   said.className = "said-text";
-  said.textContent = text;
-  entry.append(said);
-  log.append(entry);
-  scrollTo({ top: document.documentElement.scrollHeight });
+  said.textContent = words;
+  return said;
 }
 
-export function addNotice(text) {
+export function addYours(words) {
+  const entry = item("you", "talk.you");
+  entry.append(text(words));
+  log.append(entry);
+  scrollTo({ top: document.documentElement.scrollHeight });
+  return entry;
+}
+
+export function addNotice(words, lang) {
   following(() => {
     const entry = item("notice");
     entry.classList.add("notice");
-    entry.textContent = text;
+    entry.textContent = words;
+    if (lang) entry.lang = lang;
     log.append(entry);
   });
-  announce(text);
+  announce(words);
 }
 
-// A reply that grows sentence by sentence.
+// A reply that was made earlier.
+export function addReply(words) {
+  const entry = item("reply", "talk.name");
+  entry.append(text(words));
+  log.append(entry);
+  return entry;
+}
+
+// A reply that grows sentence by sentence. `lang` is set when it is known not to be the page's.
 export class Reply {
-  #entry = null;
+  entry = null;
+  lang = null;
   #said = null;
   #unspoken = "";
 
   add(piece) {
     following(() => {
-      if (!this.#entry) {
-        this.#entry = item("reply", t("talk.name"));
-        this.#said = document.createElement("p");
-        this.#said.className = "said-text";
-        this.#entry.append(this.#said);
-        log.append(this.#entry);
+      if (!this.entry) {
+        this.entry = addReply("");
+        this.#said = this.entry.querySelector(".said-text");
+        if (this.lang) this.#said.lang = this.lang;
       }
       const part = document.createElement("span");
       part.textContent = this.#said.childElementCount ? piece : piece.trimStart();
@@ -117,51 +125,79 @@ export class Reply {
     this.#unspoken = "";
   }
 
+  // What stands on the screen for the reply, null if nothing does.
   end(stopped) {
     this.#speak();
-    if (!stopped) return;
+    if (!stopped) return this.entry;
     following(() => {
-      const note = document.createElement("p");
-      note.className = "said-after";
-      note.textContent = t("talk.stopped");
-      if (this.#entry) {
-        this.#entry.append(note);
-      } else {
-        const entry = item("stopped");
-        entry.append(note);
-        log.append(entry);
+      if (!this.entry) {
+        this.entry = item("stopped");
+        log.append(this.entry);
       }
+      this.entry.append(saying("p", "said-after", "talk.stopped"));
     });
     announce(t("talk.stopped"));
+    return this.entry;
   }
 }
 
-export function addTrouble(text, again) {
+// The small choices under an entry: edit, try again, rate.
+export function offer(entry, ...choices) {
+  following(() => {
+    let ways = entry.querySelector(".said-ways");
+    if (!ways) {
+      ways = document.createElement("div");
+      ways.className = "said-ways";
+      entry.append(ways);
+    }
+    ways.append(...choices);
+  });
+}
+
+export function choice(key, chosen) {
+  const button = saying("button", "quiet once", key);
+  button.addEventListener("click", chosen);
+  return button;
+}
+
+// Editing and trying again are for the last message alone.
+export function withdrawOffers() {
+  for (const button of log.querySelectorAll(".once")) {
+    const ways = button.parentElement;
+    button.remove();
+    if (!ways.childElementCount) ways.remove();
+  }
+}
+
+// Takes away what follows an entry, but for notices: what this is, is told once.
+export function dropAfter(entry, itself = false) {
+  let next = entry.nextElementSibling;
+  while (next) {
+    const following = next.nextElementSibling;
+    if (!next.classList.contains("said-notice")) next.remove();
+    next = following;
+  }
+  if (itself) entry.remove();
+}
+
+export function addTrouble(key, again) {
   following(() => {
     const entry = item("trouble");
     entry.classList.add("notice", "notice-trouble");
     const said = document.createElement("p");
-    said.textContent = `${text} ${t("trouble.help")}`;
-    const help = document.createElement("a");
-    help.href = "/help";
+    const help = saying("a", "", "help.link");
+    help.href = document.getElementById("help").href;
     help.target = "_blank";
-    help.textContent = t("help.link");
-    said.append(help, ".");
-    entry.append(said);
-    if (again) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = "plain";
-      button.textContent = t("talk.again");
-      button.addEventListener("click", () => {
-        entry.remove();
-        again();
-      });
-      entry.append(button);
-    }
+    said.append(saying("span", "", key), " ", saying("span", "", "trouble.help"), help, ".");
+    const button = saying("button", "plain", "talk.again");
+    button.addEventListener("click", () => {
+      entry.remove();
+      again();
+    });
+    entry.append(said, button);
     log.append(entry);
   });
-  announce(text);
+  announce(t(key));
 }
 
 export function clearLog() {
@@ -170,3 +206,4 @@ export function clearLog() {
   alarm.textContent = "";
   setStatus(null);
 }
+

@@ -6,7 +6,7 @@
 //   from level 3        under the bar, first, and it stays
 
 import { resourcesFor } from "./api.js";
-import { t } from "./strings.js";
+import { language, say, t } from "./strings.js";
 
 const panel = document.getElementById("people");
 const title = document.getElementById("people-title");
@@ -94,7 +94,7 @@ function place() {
   panel.hidden = talking && !up && !wide.matches;
   hide.hidden = !up || level >= 3;
   lead.hidden = !(urgent && up);
-  title.textContent = t(urgent && up ? "people.title.urgent" : "people.title");
+  say(title, urgent && up ? "people.title.urgent" : "people.title");
   document.body.toggleAttribute("data-urgent", urgent && up);
   panel.toggleAttribute("data-called-for", level >= 2);
 }
@@ -118,9 +118,10 @@ export function setTalking(now) {
   place();
 }
 
-export function openPeople() {
+export function openPeople(focus = true) {
   opened = true;
   place();
+  if (!focus) return;
   title.focus();
   if (panel.parentElement === beside) panel.scrollIntoView({ block: "nearest" });
 }
@@ -131,16 +132,30 @@ hide.addEventListener("click", () => {
   document.getElementById("words").focus();
 });
 
-choice.addEventListener("change", async () => {
+async function load() {
   const asked = choice.value;
   try {
     const resources = await resourcesFor(asked);
     if (asked === choice.value) show(resources);
   } catch {
     const link = element("a", "", t("people.failed"));
-    link.href = "/help";
+    link.href = document.getElementById("help").href;
     body.replaceChildren(link);
   }
-});
+}
+
+choice.addEventListener("change", load);
+
+// The panel in another language, the countries in the order of its alphabet.
+export function retellPeople() {
+  const [none, ...countries] = choice.options;
+  const chosen = choice.value;
+  countries.sort((a, b) => a.text.localeCompare(b.text, language));
+  choice.replaceChildren(none, ...countries);
+  choice.value = chosen;
+  return load();
+}
+
+export const onCountry = (changed) => choice.addEventListener("change", changed);
 
 wide.addEventListener("change", place);

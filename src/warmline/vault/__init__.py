@@ -1,0 +1,1 @@
+"""Conversations kept encrypted: SQLCipher file or PostgreSQL, a key for each, locked by one master key."""
