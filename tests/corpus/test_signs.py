@@ -91,7 +91,7 @@ def test_a_rule_is_looked_for_wherever_it_can_begin() -> None:
     cases = [case for rule in lint.rules() for case in (*rule.fire, *rule.hold)]
     for case in cases:
         for text in [case] if isinstance(case, str) else case:
-            plain = lint._straight(text)
+            plain = lint.straight(text)
             for exchange in (False, True):
                 quick = sorted((rule.id, start, end) for rule, start, end in lint.in_text(plain, exchange=exchange))
                 assert quick == every_pattern(plain, exchange=exchange), text

@@ -215,9 +215,9 @@ def findings(conversation: Conversation) -> list[Finding]:
         if message.role != "assistant":
             continue
         hits = [(rank[rule.id], start, end) for rule, start, end in in_text(plain)]
-        known = {at for at, _, _ in hits}
-        judged = {rank[rule]: (start, end) for rule, start, end in lint_classify.judged(plain)}
-        hits += [(at, *place) for at, place in judged.items() if at not in known and not rules()[at].exchange]
+        if not hits:  # a pattern names its rule better than a guess does, and one finding is enough to act on
+            judged = {rank[rule]: (start, end) for rule, start, end in lint_classify.judged(plain)}
+            hits = [(at, *place) for at, place in judged.items() if not rules()[at].exchange]
         found += [Finding(rules()[at].id, index, start, end) for at, start, end in sorted(hits)]
         if asked and (unsafe := _unanswered(asked)) and not unsafe.search(plain):
             found.append(Finding(RISK, index, 0, len(message.content)))

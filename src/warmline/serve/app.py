@@ -55,6 +55,7 @@ NO_TELEMETRY: TelemetryConfig = {
     "auto_configure": False,
 }
 
+
 class NewMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

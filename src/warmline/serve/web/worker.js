@@ -4,8 +4,11 @@
 const PAGES = { "/": "/help", "/help": "/help", "/measures": "/measures" };
 const PATIENCE_MS = 8000;
 
-addEventListener("install", () => skipWaiting());
-addEventListener("activate", (event) => event.waitUntil(clients.claim()));
+addEventListener("install", (event) => {
+  // What a page sends while it is being left must not wait for this worker to wake.
+  event.addRoutes?.({ condition: { urlPattern: "/api/*" }, source: "network" });
+  skipWaiting();
+});
 
 addEventListener("fetch", (event) => {
   const { request } = event;
