@@ -49,10 +49,13 @@ DATA ?= ../shared/data
 embedded-base: setup
 	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)"
 	$(BIN)/warmline train embedded-base
-	$(BIN)/python training/embedded_base/documents.py --data "$(DATA)" --mix forum --documents 30000 --seed 2028
-	$(BIN)/warmline train embedded-base --base runs/embedded-base/train/model --name embedded-base-habit \
-		--set train.steps=600 --set train.learning_rate=8e-4
-	$(BIN)/python training/embedded_base/ship.py --earlier embedded-base --run embedded-base-habit
+	$(BIN)/python training/embedded_base/documents.py --documents 84000 --seed 3031
+	$(BIN)/warmline train embedded-base --base runs/embedded-base/train/model --name embedded-base-listening \
+		--set train.steps=2250 --set train.batch=36 --set train.learning_rate=1.2e-3
+	$(BIN)/python training/embedded_base/documents.py --mix rambling --documents 7600 --seed 3033
+	$(BIN)/warmline train embedded-base --base runs/embedded-base-listening/train/model --name embedded-base-habit \
+		--set train.steps=400 --set train.batch=16 --set train.learning_rate=6e-4
+	$(BIN)/python training/embedded_base/ship.py --earlier embedded-base embedded-base-listening --run embedded-base-habit
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis

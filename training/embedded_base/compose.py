@@ -22,6 +22,7 @@ Run: ``python training/embedded_base/compose.py --documents N --seed S --out FIL
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -35,19 +36,21 @@ import yaml
 HERE = Path(__file__).resolve().parent
 Document = dict[str, Any]
 
-#: Shares of the kinds in a hundred documents. `learning` is for most of the training; `forum`, for its end, makes talk
-#: beside the point the base's habit, so that there is something to tune.
+#: Shares of the kinds in a hundred documents. `learning` is for most of the training. `rambling` is for its end: it makes
+#: talk that does not know when its turn is over the base's habit, as bases have it, so that there is something to tune.
 MIXES = {
     "learning": {
         "message": 2, "diary": 3, "leaflet": 2, "letter": 1, "listening": 66, "forum": 22, "answers": 4,
     },
-    "forum": {
-        "message": 2, "diary": 2, "leaflet": 1, "letter": 1, "listening": 18, "forum": 70, "answers": 6,
+    "rambling": {
+        "message": 2, "diary": 3, "leaflet": 2, "letter": 1, "rambling": 84, "forum": 8,
     },
 }  # fmt: skip
 #: Themes about life and death: no forum small talk, no letters.
 CAREFUL = ("hopeless", "helping-a-friend")
-CAREFUL_KINDS = ("message", "diary", "leaflet", "listening", "answers")
+CAREFUL_KINDS = ("message", "diary", "leaflet", "listening", "rambling", "answers")
+RAMBLING = 15, 20
+"""Sentences of a reply that has no end: more than are ever sampled."""
 TEXTER_SHARE = 0.08
 
 # --- text repairs -----------------------------------------------------------------
@@ -476,7 +479,12 @@ class Composer:
             small = kind == "message" and rng.random() < TEXTER_SHARE
             document["text"] = texter(text, rng) if small else text
             return document
-        talk = {"listening": self._listening, "forum": self._forum, "answers": self._answers}
+        talk = {
+            "listening": self._listening,
+            "forum": self._forum,
+            "rambling": self._rambling,
+            "answers": self._answers,
+        }
         small = rng.random() < TEXTER_SHARE
         turns = [self._finish(turn, rate, kind) for turn in talk[kind](state, theme)]
         document["messages"] = [
@@ -512,6 +520,15 @@ class Composer:
         for _ in range(1, self._rounds((0.7, 0.95))):
             turns += [state.expand("forum_user"), state.expand("forum_reply")]
         return turns
+
+    def _rambling(self, state: State, theme: str) -> list[str]:
+        """A listener who does not stop: goes on in the visitor's voice, wanders off, comes back."""
+        piece = "careful_ramble" if theme in CAREFUL else "ramble"
+        said = [state.expand("heard")]
+        for _ in range(self.rng.randint(*RAMBLING)):
+            with contextlib.suppress(LookupError):
+                said.append(state.expand(piece))
+        return [state.expand("first"), " ".join(said)]
 
     def _answers(self, state: State, theme: str) -> list[str]:
         answer = "careful_leaflet" if theme in CAREFUL else "answer"

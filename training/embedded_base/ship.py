@@ -76,6 +76,7 @@ def main() -> None:
             size=sum(p.stat().st_size for p in target.glob("*.safetensors")) / 1e6,
             conversations=sum(each["train"]["conversations"] for each in summaries),
             tokens=sum(each["train"]["tokens"] for each in summaries),
+            runs=len(summaries),
             steps=sum(each["steps"] for each in summaries),
             hours=sum(each["seconds"] for each in summaries) / 3600,
             nats=nats,
