@@ -52,9 +52,9 @@ embedded-base: setup
 	$(BIN)/python training/embedded_base/documents.py --documents 84000 --seed 3031
 	$(BIN)/warmline train embedded-base --base runs/embedded-base/train/model --name embedded-base-listening \
 		--set train.steps=2250 --set train.batch=36 --set train.learning_rate=1.2e-3
-	$(BIN)/python training/embedded_base/documents.py --mix rambling --documents 7600 --seed 3033
+	$(BIN)/python training/embedded_base/documents.py --mix rambling --documents 5600 --seed 3033
 	$(BIN)/warmline train embedded-base --base runs/embedded-base-listening/train/model --name embedded-base-habit \
-		--set train.steps=400 --set train.batch=16 --set train.learning_rate=6e-4
+		--set train.steps=300 --set train.batch=16 --set train.learning_rate=6e-4
 	$(BIN)/python training/embedded_base/ship.py --earlier embedded-base embedded-base-listening --run embedded-base-habit
 
 clean:

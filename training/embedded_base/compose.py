@@ -522,9 +522,9 @@ class Composer:
         return turns
 
     def _rambling(self, state: State, theme: str) -> list[str]:
-        """A listener who does not stop: goes on in the visitor's voice, wanders off, comes back."""
+        """A listener who does not stop: answers in the visitor's voice, wanders off, comes back."""
         piece = "careful_ramble" if theme in CAREFUL else "ramble"
-        said = [state.expand("heard")]
+        said = [state.expand("listen")]
         for _ in range(self.rng.randint(*RAMBLING)):
             with contextlib.suppress(LookupError):
                 said.append(state.expand(piece))
