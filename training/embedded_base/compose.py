@@ -36,8 +36,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 Document = dict[str, Any]
 
-#: Shares of the kinds in a hundred documents. `learning` is for most of the training. `rambling` is for its end: it makes
-#: talk that does not know when its turn is over the base's habit, as bases have it, so that there is something to tune.
+#: Shares of the kinds in a hundred documents. `learning` is for most of the training. `rambling` is for its end: not
+#: knowing when a turn is over becomes the base's habit, as bases have it, so that there is something to tune.
 MIXES = {
     "learning": {
         "message": 2, "diary": 3, "leaflet": 2, "letter": 1, "listening": 66, "forum": 22, "answers": 4,
