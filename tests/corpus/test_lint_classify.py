@@ -111,8 +111,24 @@ def test_the_short_cuts_change_nothing(words: list[str]) -> None:
         }
     )
     known = dict(zip(names, rows / 100, strict=True))
+    model.least -= 1000  # nothing is far from these rules
     slow = np.array([0.5, -1]) + sum((known[name] for name in features(tuple(words)) if name in known), np.zeros(2))
     assert np.allclose(model.odds(tuple(words)), slow, atol=1e-3)
+
+
+def test_what_is_far_from_every_rule_is_judged_by_its_words_alone() -> None:
+    model = Weights(
+        {
+            "heads": ["a"],
+            "bias": [0],
+            "thresholds": [5],
+            "features": ["you", "love", "you love"],
+            "weights": [10, 20, 900],
+        }
+    )
+    assert model.odds(("you", "love"))[0] == pytest.approx(9.3), "4.7 below the threshold at most: looked at closely"
+    model.least += 1
+    assert model.odds(("you", "love"))[0] == pytest.approx(0.3)
 
 
 def test_wording_that_cannot_be_put_right_is_left_out() -> None:
