@@ -23,8 +23,8 @@ _QUOTE = re.compile(r'"[^"\n]{1,300}"|“[^”\n]{1,300}”')
 LONGEST = 50
 """Words of one window; a longer sentence is cut."""
 FAR = -4.7
-"""How far below the threshold single words may stay before pairs and kinds are not looked at. Of the sentences found in 339
-planted lines (`fresh4.yaml`) one in fifty lies below it, of the sample corpus three quarters."""
+"""How far below the threshold single words may stay before pairs and kinds are not looked at. Of the sentences found
+in 339 planted lines (`fresh4.yaml`) one in fifty lies below it, of the sample corpus three quarters."""
 SHORT = 5
 """A sentence of fewer words is also judged together with the next."""
 
