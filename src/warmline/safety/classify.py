@@ -42,7 +42,7 @@ REST = 50
 """After a classifier has hung, so many messages are screened without one."""
 
 PER_WINDOW = 1.0
-READ_PIECES = 64
+READ_PIECES = 48
 """Word pieces of a message that the encoder reads."""
 ENCODER_SHARE = 1.0
 """What the encoder's log-odds count beside the linear model's."""
