@@ -1,21 +1,32 @@
 """How much of llama.cpp's speed reaches a visitor: random-initialised Llamas, everything interleaved in one run.
 
-    python benchmarks/generate.py [--size 135M|490M|tiny] [--quant q4_k_m] [--rounds N] [--threads N] [--turns N]
+    python benchmarks/generate.py                                  135 M and 490 M, every row
+    python benchmarks/generate.py --size 490M --only decode memory --rounds 5
+    python benchmarks/generate.py --size 135M --only talk --plot first-token.png
 
-Measured for a prompt of about 500 tokens: decoding (llama.cpp called directly, our engine, our engine through `chat`
-with its guards); time to the first token cold, from the cache, and of a start with and without the kept prompt; eight
-conversations at once with and without the shared safety prompt, and with people who leave and join in mid-flight; peak
-memory, which may be 150 MB over llama.cpp's own; a long conversation's time to the first token per turn, each turn
-followed by the first of a new conversation; and what the memory's bandwidth would allow. Everything is also given by
-processor time (`_cpu`), which a busy machine changes little (with one thread; with more, waiting threads count too).
-Random weights write nonsense, which the guard would cut, so `chat` is given the engine's pace with a fixed text. The
-last line is JSON.
+Measured for a prompt of 500 tokens, for each size and each kind of row:
+
+    decode        tokens a second of llama.cpp called directly, of our engine, of our engine through `chat` with its
+                  guards, for each `--quant`
+    first         seconds to the first token: cold, and of a new conversation behind the cached safety prompt
+    start         from opening the engine to the first visitor's first token, without and with the kept prompt
+    eight         eight conversations at once with a prompt of their own, with a shared one, and with people who leave
+                  and join in mid-flight
+    memory        peak MB of a process that replies once; aim: llama.cpp's own + 150; and with the cache at its largest
+    transformers  the engine `local` in bf16, NF4 and int8: cold, cached, decoding, peak MB
+    talk          a long conversation's time to the first token per turn, and of a new conversation after each turn
+    bandwidth     the tokens a second that reading all weights for each token allows
+
+Everything is also given by processor time (`_cpu`), which a busy machine changes little (with one thread; with more,
+threads that wait for one another count too). Random weights write nonsense, which the guard would cut, so `chat` is
+given the engine's pieces as words of a fixed text. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import statistics
 import subprocess
@@ -40,27 +51,31 @@ SHAPES = {
     "tiny": {"width": 64, "layers": 2, "heads": 4, "kv": 2, "inner": 128, "vocabulary": 6144},
 }
 CONTEXT = 1024
+ROWS = ("decode", "first", "start", "eight", "memory", "transformers", "talk", "bandwidth")
+LOADS = ("bf16", "nf4", "int8")
+TRANSFORMERS_ROUNDS = 2
+"""Each loads torch and a model anew, which takes most of the time."""
 PROSE = (
     "That sounds like a long week, and you carried most of it alone. What was the hardest part of it for you? "
     "You said the evenings are quiet. I wonder what goes through your mind when the house is still. "
 )
-SYSTEM = "You listen. You are warm, plain and brief, and you ask one question at a time. " * 17
+SYSTEM = "You listen. You are warm, plain and brief, and you ask one question at a time. " * 24
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
 
 
 def make(size: str, quant: str, folder: Path) -> Path:
-    """Write the random model as GGUF, quantised by llama.cpp."""
-    import llama_cpp
+    """Write the random model as GGUF by our own export, quantised by llama.cpp."""
+    target = folder / f"{size}-{quant}.gguf"
+    if target.exists():
+        return target
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from warmline import recipe
+    from warmline.model.export.make import quantise
     from warmline.model.export.weights import write_gguf
     from warmline.model.load import embedded_folder, load_tokenizer
 
-    target = folder / f"{size}-{quant}.gguf"
-    if target.exists():
-        return target
     shape = SHAPES[size]
     config = LlamaConfig(
         vocab_size=shape["vocabulary"],
@@ -79,12 +94,11 @@ def make(size: str, quant: str, folder: Path) -> Path:
         (source / name).write_bytes((embedded_folder() / name).read_bytes())
     tokenizer = load_tokenizer(recipe.Base(model=str(source)))
     plain = folder / f"{size}-bf16.gguf"
-    write_gguf(source, plain, "bf16", Template(tokenizer))
+    if not plain.exists():
+        write_gguf(source, plain, "bf16", Template(tokenizer))
     if quant != "bf16":
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant.upper()}")
         partial = target.with_suffix(".partial")
-        assert llama_cpp.llama_model_quantize(str(plain).encode(), str(partial).encode(), settings) == 0
+        quantise(plain, partial, quant)
         partial.rename(target)
     return target
 
@@ -98,6 +112,7 @@ class Direct:
         self.llama = llama
         self.quiet = llama.llama_log_callback(lambda *_: None)
         llama.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         settings = llama.llama_context_default_params()
         settings.n_ctx, settings.n_threads, settings.n_threads_batch = CONTEXT, threads, threads
@@ -114,6 +129,11 @@ class Direct:
             llama.llama_sampler_init_dist(7),
         ):
             llama.llama_sampler_chain_add(self.sampler, part)
+
+    def close(self) -> None:
+        self.llama.llama_sampler_free(self.sampler)
+        self.llama.llama_free(self.context)
+        self.llama.llama_model_free(self.model)
 
     def run(self, ids: list[int], tokens: int) -> tuple[float, float, float]:
         """Seconds to the first token from an empty cache, tokens a second after it, the same by processor time."""
@@ -137,22 +157,26 @@ class Direct:
 
 
 class Sane:
-    """The engine's pace with words that a guard lets through."""
+    """The engine's own stream, each of its tokens spelt as a word that a guard lets through."""
 
     def __init__(self, inner: LlamaCppEngine) -> None:
         self.inner, self.name = inner, inner.name
+        self.clocks: list[tuple[float, float]] = []
 
     def reply(self, call: Call) -> Iterator[str]:
-        words = iter((PROSE * 8).split(" "))
-        for _ in self.inner.shared.stream(
-            self.inner.template.encode(call.messages, reply=True).ids,
-            call,
-            limit=call.options.max_tokens,
-            ends=frozenset(),
-            quiet=self.inner._quiet,
-            head=len(self.inner._head),
-        ):
-            yield next(words) + " "
+        shared, words = self.inner.shared, itertools.cycle(PROSE.split(" "))
+        real = shared.spelling
+
+        def spelling(token: int) -> bytes:
+            real(token)
+            self.clocks.append(_clocks())
+            return f"{next(words)} ".encode()
+
+        shared.spelling = spelling  # type: ignore[method-assign]
+        try:
+            yield from self.inner.reply(call)
+        finally:
+            shared.spelling = real  # type: ignore[method-assign]
 
 
 class Timing(NamedTuple):
@@ -195,31 +219,32 @@ def start(path: Path, template: Template, threads: int, saved: Path | None) -> t
 
 
 def through_chat(engine: LlamaCppEngine, tokens: int) -> tuple[float, float]:
-    """Tokens a second, and by processor time, from the message's screening to the last screened sentence.
+    """Tokens a second, and by processor time, from the first token to the last screened sentence."""
+    from warmline.chat import Chat, Done, Thread
 
-    Reading the person's message is in it, so it is a little below what is felt.
-    """
-    from warmline.chat import Chat, Thread
-
-    chat = Chat(Sane(engine), system=SYSTEM, country="GB", options=Options(max_tokens=tokens, seed=7, **SAMPLING))
-    events = chat.turn(Thread(), "It was a rough week at work and I am tired.")
-    first = spent = 0.0
-    for event in events:
-        if type(event).__name__ == "Safety":  # the guard's reading of the message is behind us
-            first, spent = time.perf_counter(), time.process_time()
-    return tokens / (time.perf_counter() - first), tokens / (time.process_time() - spent)
+    sane = Sane(engine)
+    chat = Chat(sane, system=SYSTEM, country="GB", options=Options(max_tokens=tokens, seed=7, **SAMPLING))
+    *_, done = chat.turn(Thread(), "It was a rough week at work and I am tired.")
+    wall, cpu = (end - begin for end, begin in zip(_clocks(), sane.clocks[0], strict=True))
+    assert isinstance(done, Done)
+    assert done.stop_reason in ("length", "stop"), "the guard has cut it"
+    return (len(sane.clocks) - 1) / wall, (len(sane.clocks) - 1) / cpu
 
 
-def bandwidth() -> float:
-    """Bytes a second that one core reads from memory."""
+def bandwidth(threads: int) -> float:
+    """Bytes a second that so many cores together read from memory."""
     import numpy as np
 
-    block = np.ones(1 << 26, dtype=np.float32)  # 256 MB, beyond any cache
+    blocks = [np.ones(1 << 25, dtype=np.float32) for _ in range(threads)]  # 128 MB each, beyond any cache
     best = 0.0
-    for _ in range(5):
+    for _ in range(9):
         began = time.process_time()
-        block.sum()
-        best = max(best, block.nbytes / (time.process_time() - began))
+        readers = [threading.Thread(target=block.sum) for block in blocks]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        best = max(best, threads * sum(block.nbytes for block in blocks) / (time.process_time() - began))
     return best
 
 
@@ -259,25 +284,58 @@ def forget(engine: LlamaCppEngine) -> None:
         shared._remove(sequence, 0)
 
 
-def memory(kind: str, path: Path, folder: Path, threads: int) -> int:
-    """Peak resident MB of a fresh process that loads the GGUF and replies once."""
-    command = [sys.executable, __file__, "--peak", kind, "--model", str(path), "--folder", str(folder)]
+def alone(kind: str, path: Path, folder: Path, threads: int) -> dict[str, float]:
+    """What `--alone KIND` says of itself in a fresh process."""
+    command = [sys.executable, __file__, "--alone", kind, "--model", str(path), "--folder", str(folder)]
     done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def peak(kind: str, path: Path, folder: Path, threads: int) -> None:
-    template = Template(Vocabulary(folder), system=SYSTEM)
-    prompt = [Message("system", SYSTEM), Message("user", "I am tired.")]
-    ids = template.encode(prompt, reply=True).ids
-    if kind == "direct":
-        Direct(path, threads).run(ids, 32)
+def stand_alone(kind: str, path: Path, folder: Path, threads: int) -> dict[str, float]:
+    """Reply once, or twice by transformers, in a process of its own, which knows the memory it took."""
+    prompt = [Message("system", SYSTEM), Message("user", "It was a rough week at work and I am tired.")]
+    told: dict[str, float] = {}
+    if kind in LOADS:
+        told = by_transformers(kind, folder, threads, prompt)
     else:
-        engine = LlamaCppEngine.open(path, template, name="x", context=CONTEXT, threads=threads)
-        through_chat(engine, 32)
-        engine.close()
+        template = Template(Vocabulary(folder), system=SYSTEM)
+        if kind == "direct":
+            Direct(path, threads).run(template.encode(prompt, reply=True).ids, 32)
+        else:
+            with tempfile.TemporaryDirectory() as kept:
+                saved = Path(kept) / "a.prompt"
+                engine = LlamaCppEngine.open(path, template, name="x", context=CONTEXT, threads=threads, saved=saved)
+                if kind == "full":
+                    engine.shared._grow(engine.shared.cells)
+                through_chat(engine, 32)
+                engine.close()
     status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+    return told | {"peak_mb": int(status.split("VmHWM:")[1].split()[0]) // 1024}
+
+
+def by_transformers(load: str, folder: Path, threads: int, prompt: list[Message]) -> dict[str, float]:
+    """The engine `local`: seconds to the first token cold and cached, tokens a second after it."""
+    import torch
+
+    from warmline import recipe
+    from warmline.engine.local import LocalEngine
+
+    torch.set_num_threads(threads)
+    settings = {"name": "x", "base": {"model": str(folder), "load": load}, "prompt": {"context": CONTEXT}}
+    engine = LocalEngine.open(recipe.parse(settings), None, "x")
+    list(engine.reply(Call([Message("user", "Hello.")], Options(max_tokens=2))))  # what the first call sets up
+    told: dict[str, float] = {}
+    for name, said in (("cold", prompt), ("cached", [prompt[0], Message("user", "Another person, tired.")])):
+        call = Call(said, Options(max_tokens=24, seed=7, **SAMPLING))
+        first = began = _clocks()
+        for number, _ in enumerate(engine.reply(call)):
+            first = first if number else _clocks()
+        wall, cpu = (end - begin for end, begin in zip(_clocks(), first, strict=True))
+        told |= {f"first_{name}": first[0] - began[0], f"first_{name}_cpu": first[1] - began[1]}
+        told |= {"decode": (call.usage.completion_tokens - 1) / wall}
+        told |= {"decode_cpu": (call.usage.completion_tokens - 1) / cpu}
+    return told
 
 
 def long_talk(engine: LlamaCppEngine, turns: int) -> list[dict[str, float]]:
@@ -302,87 +360,142 @@ def long_talk(engine: LlamaCppEngine, turns: int) -> list[dict[str, float]]:
     return rows
 
 
+def plot(turns: list[dict[str, float]], file: Path) -> None:
+    """Draw the time to the first token of each turn."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3))
+    numbers = [row["turn"] for row in turns]
+    axes.plot(numbers, [row["cpu"] for row in turns], label="the conversation's next turn")
+    axes.plot(numbers, [row["new_cpu"] for row in turns], label="a new conversation's first")
+    axes.set(xlabel="turn", ylabel="first token, processor s", ylim=(0, None))
+    axes.legend()
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+class Measured:
+    """One size of model: every round adds a value to each row that was asked for."""
+
+    def __init__(self, size: str, args: argparse.Namespace) -> None:
+        self.size, self.only, self.tokens, self.threads = size, args.only, args.tokens, args.threads
+        self.paths = {quant: make(size, quant, args.folder) for quant in args.quant}
+        self.folder, self.path = args.folder / size, self.paths[args.quant[0]]
+        self.kept = args.folder / f"{self.path.stem}.prompt"
+        self.template = Template(Vocabulary(self.folder), system=SYSTEM)
+        self.prompt = [Message("system", SYSTEM), Message("user", "It was a rough week at work and I am tired.")]
+        self.ids = self.template.encode(self.prompt, reply=True).ids
+        self.rows: dict[str, list[float]] = {}
+        self.result: dict[str, Any] = {"prompt": len(self.ids), "file_mb": round(self.path.stat().st_size / 1e6, 1)}
+
+    def note(self, name: str, *values: float) -> None:
+        """Wall time's value, and processor time's."""
+        for unit, value in zip(("", "_cpu"), values, strict=False):
+            self.rows.setdefault(name + unit, []).append(value)
+        print(f"{self.size} {name:32}", *(f"{value:9.3f}" for value in values), flush=True)
+
+    def engine(self, path: Path) -> LlamaCppEngine:
+        return LlamaCppEngine.open(path, self.template, name="random", context=CONTEXT, threads=self.threads)
+
+    def round(self, number: int) -> None:
+        if "memory" in self.only and not number:
+            for kind in ("direct", "engine", "full"):
+                self.note(f"peak_mb_{kind}", alone(kind, self.path, self.folder, self.threads)["peak_mb"])
+        if "transformers" in self.only and number < TRANSFORMERS_ROUNDS:
+            for load in LOADS:
+                told = alone(load, self.path, self.folder, self.threads)
+                for name in ("first_cold", "first_cached", "decode"):
+                    self.note(f"transformers_{load}_{name}", told[name], told[f"{name}_cpu"])
+                self.note(f"peak_mb_transformers_{load}", told["peak_mb"])
+        for quant, path in self.paths.items():
+            if "decode" in self.only or "first" in self.only:
+                self.replies(quant, path)
+        if "start" in self.only:
+            self.kept.unlink(missing_ok=True)
+            for name in ("start_reading", "start_kept"):  # the first start keeps the prompt for the second
+                self.note(name, *start(self.path, self.template, self.threads, self.kept))
+        if "eight" in self.only:
+            engine = self.engine(self.path)
+            for name, shared, restless in (
+                ("eight_own_prompt", False, False),
+                ("eight_shared", True, False),
+                ("eight_restless", True, True),
+            ):
+                forget(engine)
+                if shared:
+                    stream(engine, self.prompt, 1)
+                self.note(name, *eight(engine, shared, 16, restless))
+            engine.close()
+
+    def replies(self, quant: str, path: Path) -> None:
+        direct, engine = Direct(path, self.threads), self.engine(path)
+        forget(engine)
+        for _ in range(2):  # the first reads the prompt, the second has it
+            first, *rates = direct.run(self.ids, self.tokens)
+            self.note(f"{quant}_decode_direct", *rates)
+            told = stream(engine, self.prompt, self.tokens)
+            self.note(f"{quant}_decode_engine", told.rate, told.rate_cpu)
+            self.note(f"{quant}_decode_chat", *through_chat(engine, self.tokens))
+            if not told.usage.cached_tokens:
+                self.note(f"{quant}_first_cold_direct", first)
+                self.note(f"{quant}_first_cold", told.first, told.first_cpu)
+                told = stream(engine, [self.prompt[0], Message("user", "Another person, tired.")], 2)
+                self.note(f"{quant}_first_cached", told.first, told.first_cpu)
+        direct.close()
+        engine.close()
+
+    def close(self, turns: int) -> dict[str, Any]:
+        """Medians, and what follows from them."""
+        result = self.result | {name: round(statistics.median(values), 3) for name, values in self.rows.items()}
+        for quant, kind, unit in itertools.product(self.paths, ("engine", "chat"), ("", "_cpu")):
+            if both := self.rows.get(f"{quant}_decode_direct{unit}"):
+                # within each pair, so that a slow minute counts on both sides
+                pairs = zip(self.rows[f"{quant}_decode_{kind}{unit}"], both, strict=True)
+                result[f"{quant}_{kind}_of_direct{unit}"] = round(statistics.median(a / b for a, b in pairs), 3)
+        if "memory" in self.only:
+            result["peak_mb_allowed"] = result["peak_mb_direct"] + 150
+        if "bandwidth" in self.only:
+            # each token reads every weight once; the table of embeddings is one of them where it is tied
+            result["bandwidth_gb_s"] = round((bytes_a_second := bandwidth(self.threads)) / 1e9, 1)
+            for quant, path in self.paths.items():
+                result[f"{quant}_bandwidth_limit"] = round(bytes_a_second / path.stat().st_size, 1)
+        if "talk" in self.only:
+            engine = self.engine(self.path)
+            result["talk"] = long_talk(engine, turns)
+            engine.close()
+        return result
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", choices=SHAPES, default="135M")
-    parser.add_argument("--quant", default="q4_k_m")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, nargs="+", default=["135M", "490M"])
+    parser.add_argument("--quant", nargs="+", default=["q4_k_m", "q4_0"], help="decode all, the rest with the first")
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=list(ROWS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--plot", type=Path, help="draw the long conversation into this file")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "warmline-generate")
-    parser.add_argument("--peak", choices=("direct", "engine"))
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--alone", choices=("direct", "engine", "full", *LOADS), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.peak:
-        peak(args.peak, args.model, args.folder, args.threads)
+    if args.alone:
+        print(json.dumps(stand_alone(args.alone, args.model, args.folder, args.threads)))
         return
     args.folder.mkdir(exist_ok=True)
-    path = make(args.size, args.quant, args.folder)
-    folder = args.folder / args.size
-    template = Template(Vocabulary(folder), system=SYSTEM)
-    prompt = [Message("system", SYSTEM), Message("user", "It was a rough week at work and I am tired.")]
-    ids = template.encode(prompt, reply=True).ids
-    result: dict[str, Any] = {"size": args.size, "quant": args.quant, "threads": args.threads, "prompt": len(ids)}
-    peaks = {kind: memory(kind, path, folder, args.threads) for kind in ("direct", "engine")}
-    result["peak_mb"] = peaks | {"allowed": peaks["direct"] + 150}
-    print(result["peak_mb"], flush=True)
-
-    direct = Direct(path, args.threads)
-    engine = LlamaCppEngine.open(path, template, name="random", context=CONTEXT, threads=args.threads)
-    rows: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        rows.setdefault(name, []).append(value)
-        print(f"{name:28} {value:9.3f}", flush=True)
-
-    kept = args.folder / f"{path.stem}.prompt"
-    for _ in range(args.rounds):
-        first, rate, cpu = direct.run(ids, args.tokens)
-        note("first_cold_direct", first)
-        note("decode_direct", rate)
-        note("decode_direct_cpu", cpu)
-        forget(engine)
-        told = stream(engine, prompt, args.tokens)
-        note("first_cold", told.first)
-        note("first_cold_cpu", told.first_cpu)
-        note("decode_engine", told.rate)
-        note("decode_engine_cpu", told.rate_cpu)
-        told = stream(engine, [prompt[0], Message("user", "Another person, tired.")], 4)
-        note("first_cached", told.first)
-        note("first_cached_cpu", told.first_cpu)
-        _, rate, cpu = direct.run(ids, args.tokens)
-        note("decode_direct", rate)
-        note("decode_direct_cpu", cpu)
-        rate, cpu = through_chat(engine, args.tokens)
-        note("decode_chat", rate)
-        note("decode_chat_cpu", cpu)
-        kept.unlink(missing_ok=True)
-        for name in ("start_reading", "start_kept"):  # the first start keeps the prompt for the second
-            wall, cpu = start(path, template, args.threads, kept)
-            note(name, wall)
-            note(f"{name}_cpu", cpu)
-        for name, shared, restless in (
-            ("eight_own_prompt", False, False),
-            ("eight_shared", True, False),
-            ("eight_restless", True, True),
-        ):
-            forget(engine)
-            if shared:
-                stream(engine, prompt, 1)
-            wall, cpu = eight(engine, shared, 16, restless)
-            note(name, wall)
-            note(f"{name}_cpu", cpu)
-    result |= {name: round(statistics.median(values), 3) for name, values in rows.items()}
-    for kind in ("engine", "chat"):
-        for unit in ("", "_cpu"):
-            share = result[f"decode_{kind}{unit}"] / result[f"decode_direct{unit}"]
-            result[f"share_of_direct_{kind}{unit}"] = round(share, 3)
-    # each token reads every weight once; the table of embeddings is one of them where it is tied
-    result["bandwidth_limit"] = round(bandwidth() / path.stat().st_size, 1)
-    result["long_talk"] = long_talk(engine, args.turns)
-    engine.close()
-    print(json.dumps(result))
+    began = time.perf_counter()
+    sizes = {size: Measured(size, args) for size in args.size}
+    for number in range(args.rounds):
+        for measured in sizes.values():
+            measured.round(number)
+    result = {size: measured.close(args.turns) for size, measured in sizes.items()}
+    if args.plot:
+        plot(result[args.size[0]]["talk"], args.plot)
+    seconds = round(time.perf_counter() - began)
+    print(json.dumps({"threads": args.threads, "rounds": args.rounds, "seconds": seconds} | result))
 
 
 if __name__ == "__main__":

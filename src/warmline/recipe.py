@@ -244,7 +244,7 @@ class Engine(Section):
     """`auto`, `llamacpp`, `local`, or the address of a server that speaks OpenAI's API, such as
     http://127.0.0.1:8000/v1, with #MODEL behind it if it has several. Its key belongs into WARMLINE_ENGINE_KEY."""
     at_once: int = Field(4, ge=1)
-    """Whole contexts that llama.cpp's cache has room for; more conversations fit while they are short."""
+    """Whole contexts that llama.cpp's cache may grow to; more conversations fit while they are short."""
 
 
 class Recipe(Section):

@@ -362,6 +362,11 @@ def test_the_adapter_goes_on_and_off(models: dict[str, Path], gguf: dict[str, Pa
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted([(False, expected)] * 4 + [(True, on)] * 4)
+    room = both.shared._room
+    together(both, [f"Number {n} cannot sleep." for n in range(6)], max_tokens=120)
+    empty(both)
+    assert both.shared._room > room
+    assert say(both, "I cannot sleep.")[0] == on, "a cache that has grown keeps the adapter"
     plain.close()
     both.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,11 @@ def test_the_engine_and_its_guards_take_little_beside_llama_cpp(tmp_path: Path) 
     def peak(kind: str) -> int:
         """Highest resident MB of a fresh process that loads the file and replies once."""
         script = Path(__file__).parents[2] / "benchmarks" / "generate.py"
-        command = [sys.executable, str(script), "--peak", kind, "--model", str(tmp_path / "m.gguf"), "--threads", "1"]
+        command = [sys.executable, str(script), "--alone", kind, "--model", str(tmp_path / "m.gguf"), "--threads", "1"]
         command += ["--folder", str(embedded_folder())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-500:]
-        return int(done.stdout.split()[-1])
+        return int(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
 
     direct, ours = peak("direct"), peak("engine")
     assert direct < ours <= direct + ALLOWED

@@ -21,7 +21,7 @@ from warmline.messages import Message
 from warmline.model.template import Template
 
 AT_ONCE = 4
-"""Whole contexts that the cache has room for. Conversations rarely fill theirs, and all share the safety prompt."""
+"""Whole contexts that the cache may grow to. Conversations rarely fill theirs, and all share the safety prompt."""
 
 
 def cores() -> int:
@@ -65,7 +65,9 @@ class LlamaCppEngine(TemplatedEngine):
                 code="fit-memory",
                 hint="export a smaller quantisation, such as q4_k_m",
             )
-        shared = SharedContext(gguf, cells=context * at_once, threads=threads or cores(), adapter=adapter)
+        shared = SharedContext(
+            gguf, cells=context * at_once, threads=threads or cores(), adapter=adapter, begin=context
+        )
         highest = max((*template.control_ids, *template.end_ids))
         if highest >= shared.tokens:
             shared.close()

@@ -94,14 +94,24 @@ def moved(held: Sequence[int], wanted: Sequence[int], start: int) -> tuple[int, 
 class SharedContext:
     """A GGUF loaded once, and the worker that replies from it.
 
-    `cells` is how many tokens the cache holds for all conversations together; one reply needs its prompt and its
-    limit at most, and waits until there is room. `adapter` is a GGUF LoRA adapter that can be switched off per reply.
+    `cells` is how many tokens the cache may hold for all conversations together; one reply needs its prompt and its
+    limit at most, and waits until there is room. The cache begins with `begin` cells and is doubled whenever more are
+    needed. `adapter` is a GGUF LoRA adapter that can be switched off per reply.
 
     Raises:
         ModelError: a file cannot be read by llama.cpp, or does not fit into memory.
     """
 
-    def __init__(self, path: Path, *, cells: int, threads: int, adapter: Path | None = None, gpu_layers: int = 0):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cells: int,
+        threads: int,
+        adapter: Path | None = None,
+        gpu_layers: int = 0,
+        begin: int | None = None,
+    ):
         self._llama = llama = _library()
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -109,23 +119,23 @@ class SharedContext:
         if not self._model:
             raise _unreadable(path)
         settings = llama.llama_context_default_params()
-        settings.n_ctx, settings.n_seq_max = cells, SEQUENCES
+        settings.n_seq_max = SEQUENCES
         settings.n_batch = settings.n_ubatch = 512
         settings.n_outputs_max, settings.n_outputs_max_per_seq = SEQUENCES, 1
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = settings.swa_full = settings.no_perf = True
-        self._context = llama.llama_init_from_model(self._model, settings)
-        if not self._context:
+        self._settings = settings
+        self._context: Any = None
+        self.cells = cells
+        if not self._allocate(min(begin or cells, cells)):
             llama.llama_model_free(self._model)
             raise ModelError(
                 f"{path.name} does not fit into memory",
                 code="fit-memory",
                 hint="lower prompt.context or choose a smaller quantisation",
             )
-        self.cells = int(llama.llama_n_ctx(self._context))
         self.vocabulary = llama.llama_model_get_vocab(self._model)
         self.tokens = int(llama.llama_vocab_n_tokens(self.vocabulary))
-        self._memory = llama.llama_get_memory(self._context)
         self._can_shift = bool(llama.llama_memory_can_shift(self._memory))
         self._adapter = None
         if adapter is not None:
@@ -135,6 +145,7 @@ class SharedContext:
                 llama.llama_model_free(self._model)
                 raise _unreadable(adapter)
         self._adapted: bool | None = None
+        self._shifted = False
         self._batch = llama.llama_batch_init(settings.n_batch, 0, 1)
         # the first two hold the heads, without and with the adapter; they are nobody's and never go
         self._heads = {False: _Sequence(0, adapter=False), True: _Sequence(1, adapter=True)}
@@ -239,7 +250,8 @@ class SharedContext:
             for job in [*self._jobs, *self._waiting]:
                 self._finish(job, "cancelled")
             self._llama.llama_batch_free(self._batch)
-            self._llama.llama_free(self._context)
+            if self._context:
+                self._llama.llama_free(self._context)
             self._llama.llama_model_free(self._model)
 
     def _step(self) -> bool:
@@ -270,6 +282,7 @@ class SharedContext:
         if result != 0:
             self._fail(result)
             return True
+        self._shifted = False
         for job, count in taken:
             assert job.sequence is not None
             job.sequence.ids += job.next[:count]
@@ -335,7 +348,8 @@ class SharedContext:
         """Tell every reply under way, and begin anew with an empty cache: nobody knows what it holds now."""
         for job in list(self._jobs):
             self._finish(job, EngineError(f"llama.cpp failed while replying ({cause})", code="engine-failed"))
-        self._llama.llama_memory_clear(self._memory, False)
+        if self._context:
+            self._llama.llama_memory_clear(self._memory, False)
         for sequence in (*self._heads.values(), *self._sequences):
             sequence.ids, sequence.lent = [], 0
 
@@ -363,6 +377,7 @@ class SharedContext:
             self._llama.llama_memory_seq_rm(self._memory, target.number, kept, place)
             self._llama.llama_memory_seq_add(self._memory, target.number, place, -1, kept - place)
             target.ids[kept:place] = []
+            self._shifted = True
             kept += length
         elif source is not None and source is not target and common(source.ids, job.ids) > kept:
             self._remove(target, 0)
@@ -414,15 +429,49 @@ class SharedContext:
         def own(ids: list[int], adapter: bool) -> int:
             return len(ids) - common(ids, self._heads[adapter].ids)
 
-        free = self.cells - sum(len(head.ids) for head in self._heads.values())
-        free -= sum(own(j.ids, adapter) + j.limit for j in (*self._jobs, job))
+        needed = sum(len(head.ids) for head in self._heads.values())
+        needed += sum(own(j.ids, adapter) + j.limit for j in (*self._jobs, job))
         held = {s.number: own(s.ids, s.adapter) for s in self._sequences if not s.busy and s is not target}
+        wanted = needed + sum(held.values())
+        # what was shifted is moved in the next step; before it, its state is half of each
+        if self._room < min(wanted, self.cells) and (self._shifted or not self._grow(wanted)):
+            return False
+        free = self._room - needed
         for sequence in sorted(spare, key=lambda s: s.used):
             if sum(held.values()) <= free:
                 break
             held.pop(sequence.number)
             self._remove(sequence, 0)
         return sum(held.values()) <= free or not self._jobs
+
+    def _allocate(self, cells: int) -> bool:
+        """Make the context anew with so many cells."""
+        self._settings.n_ctx = cells
+        self._context = self._llama.llama_init_from_model(self._model, self._settings)
+        if self._context:
+            self._memory = self._llama.llama_get_memory(self._context)
+            self._room = int(self._llama.llama_n_ctx(self._context))
+        return bool(self._context)
+
+    def _grow(self, needed: int) -> bool:
+        """Double the cache until it holds what is needed, or all it may. What it holds stays, else False."""
+        llama, room, wanted = self._llama, self._room, self._room
+        while wanted < min(needed, self.cells):
+            wanted *= 2
+        size = llama.llama_state_get_size(self._context)
+        state = (ctypes.c_uint8 * size)()
+        size = llama.llama_state_get_data(self._context, state, size)
+        llama.llama_free(self._context)  # first, so that there are never two of them
+        if not self._allocate(min(wanted, self.cells)):
+            self.cells = room
+            if not self._allocate(room):
+                raise MemoryError
+        if self._adapted is not None:
+            self._switch(self._adapted)
+        if llama.llama_state_set_data(self._context, state, size):
+            return True
+        self._fail("its cache could not be moved")
+        return False
 
     def _keep_head(self, job: _Job) -> None:
         """The first prompt that holds it leaves the head behind for all that follow."""
@@ -447,6 +496,11 @@ class SharedContext:
         def add(sampler: Any) -> None:
             llama.llama_sampler_chain_add(chain, sampler)
 
+        if options.repetition_penalty > 1:
+            # A penalty only lowers what was said, so the likeliest after it are among these. Half of the time it takes
+            # to draw a token is the penalty looking at the whole vocabulary.
+            keep = 1 if options.temperature <= 0 else LIKELIEST
+            add(llama.llama_sampler_init_top_k(keep + len(set(job.ids)) + job.limit))
         if options.repetition_penalty != 1:
             add(llama.llama_sampler_init_penalties(self.tokens, self.cells, options.repetition_penalty, 0.0, 0.0))
         if options.temperature <= 0:
