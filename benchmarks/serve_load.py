@@ -173,13 +173,16 @@ async def refusals(url: str, tries: int, busy: int) -> dict[str, float]:
         holding = [asyncio.create_task(hold(number)) for number in range(busy)]
         while (await web.get("/readyz")).status_code == 200:
             await asyncio.sleep(0.02)
-        took, crises = [], 0
+        took, nothing, crises = [], [], 0
         for _ in range(tries):
             began = time.perf_counter()
             answer = await web.post(at, json={"text": said(1)}, headers=headers)
             took.append(1000 * (time.perf_counter() - began))
             if answer.status_code != 503:
                 raise RuntimeError(f"a full server answered {answer.status_code}")
+            began = time.perf_counter()
+            await web.get("/readyz")  # what any answer costs
+            nothing.append(1000 * (time.perf_counter() - began))
             if len(took) % 10 == 0:
                 urgent = await begin(web)
                 answer = await web.post(
@@ -194,19 +197,25 @@ async def refusals(url: str, tries: int, busy: int) -> dict[str, float]:
         "median_ms": round(statistics.median(took), 1),
         "p99_ms": round(took[int(0.99 * (len(took) - 1))], 1),
         "slowest_ms": round(took[-1], 1),
+        "readyz_median_ms": round(statistics.median(nothing), 1),
         "crises_answered": crises,
         "crises": tries // 10,
     }
 
 
-def leave(url: str, before: int, middle: int, slow: int) -> None:
-    """Readers who break the connection before the first byte, in the middle, and who hardly read at all."""
+def leave(url: str, before: int, middle: int, slow: int, *, erase: bool = False) -> None:
+    """Readers who break the connection before the first byte, in the middle, and who hardly read at all.
+
+    What they said stays in memory for the idle hours, unless they `erase` it afterwards.
+    """
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps({"text": said(7)}).encode()
     sockets: list[socket.socket] = []
+    left: list[httpx.Response] = []
 
     def ask() -> socket.socket:
         opened = httpx.post(f"{url}/api/conversations", json={}, timeout=60)
+        left.append(opened)
         reader = socket.create_connection((host, int(port)), timeout=60)
         reader.sendall(
             f"POST /api/conversations/{opened.json()['id']}/messages HTTP/1.1\r\nHost: {host}:{port}\r\n"
@@ -233,11 +242,14 @@ def leave(url: str, before: int, middle: int, slow: int) -> None:
             reset(reader)
     for reader in sockets:
         reset(reader)
+    for opened in left if erase else ():
+        httpx.delete(f"{url}/api/conversations/{opened.json()['id']}", cookies=opened.cookies, timeout=60)
 
 
 def soak(server: Server, minutes: float) -> dict[str, Any]:
-    """Everything at once; the memory's slope over the second half says whether something is kept for ever."""
-    over, samples, faults = time.monotonic() + 60 * minutes, [], 0
+    """Everything at once; whether memory still grows after the first fifth says whether something is kept for ever."""
+    began, samples, faults = time.monotonic(), [], 0
+    over = began + 60 * minutes
     kinds: Counter[str] = Counter()
 
     def work(seed: int) -> None:
@@ -245,11 +257,11 @@ def soak(server: Server, minutes: float) -> dict[str, Any]:
         draw = random.Random(seed)
         with httpx.Client(base_url=server.url, timeout=60) as web:
             while time.monotonic() < over:
-                kind = draw.choice(["talk", "talk", "crisis", "leave", "api", "delete", "nonsense"])
+                kind = draw.choice(["talk", "talk", "crisis", "leave", "api", "judge", "keep", "delete", "nonsense"])
                 kinds[kind] += 1
                 try:
                     if kind == "leave":
-                        leave(server.url, 1, 1, 0)
+                        leave(server.url, 1, 1, 0, erase=True)
                         continue
                     if kind == "api":
                         messages = [{"role": "user", "content": said(5)}]
@@ -257,10 +269,17 @@ def soak(server: Server, minutes: float) -> dict[str, Any]:
                     elif kind == "nonsense":
                         answer = web.post("/api/conversations", content=draw.randbytes(200))
                     else:
-                        id = web.post("/api/conversations", json={}).json()["id"]
+                        at = f"/api/conversations/{web.post('/api/conversations', json={}).json()['id']}"
                         text = CRISIS if kind == "crisis" else said(3)
-                        answer = web.post(f"/api/conversations/{id}/messages", json={"text": text})
-                        web.delete(f"/api/conversations/{id}")
+                        answer = web.post(f"{at}/messages", json={"text": text})
+                        if kind == "judge":
+                            web.put(f"{at}/verdict", json={"place": 1, "verdict": "helpful"})
+                            answer = web.get(f"{at}/export?form=json")
+                        if kind == "keep":  # read again, and left to be erased with all the visitor's at once
+                            web.get(at)
+                            answer = web.delete("/api/conversations")
+                        else:
+                            web.delete(at)
                     faults += answer.status_code in (500, 502, 504) or "Traceback" in answer.text
                 except httpx.TransportError:
                     faults += 1
@@ -268,24 +287,37 @@ def soak(server: Server, minutes: float) -> dict[str, Any]:
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for worker in workers:
         worker.start()
-    began = time.monotonic()
     while time.monotonic() < over:
         time.sleep(min(5.0, 6 * minutes))
         samples.append((time.monotonic() - began, server.memory() / 2**20))
     for worker in workers:
         worker.join(60)
     back = server.all_back()
-    late = samples[len(samples) // 2 :]
-    slope = statistics.linear_regression(*zip(*late, strict=True)).slope if len(late) > 2 else 0.0
+    # One figure for each tenth: neighbouring samples are not independent, their interval would be too narrow.
+    tenths: list[list[float]] = [[] for _ in range(10)]
+    for second, mib in samples:
+        tenths[min(9, int(second / (6 * minutes)))].append(mib)
+    means = [round(statistics.median(tenth), 2) for tenth in tenths if tenth]
+    slope, wide = slope_of([minutes * (place + 0.5) / 10 for place in range(2, len(means))], means[2:])
     return {
         "minutes": minutes,
         "requests": dict(kinds),
         "faults": faults,
-        "mib": [round(samples[0][1], 1), round(samples[-1][1], 1)],
-        "mib_per_minute_second_half": round(60 * slope, 3),
+        "mib_by_tenth": means,
+        "mib_per_minute_after_the_second": [round(slope - wide, 3), round(slope, 3), round(slope + wide, 3)],
         "all_back_s": round(back, 2),
         "conversations_left": server.number("warmline_conversations"),
     }
+
+
+def slope_of(x: list[float], y: list[float]) -> tuple[float, float]:
+    """The slope of a line through the points, and how far its 95 % interval goes to either side."""
+    from scipy.stats import linregress, t
+
+    if len(x) < 3:
+        return 0.0, 0.0
+    line = linregress(x, y)
+    return float(line.slope), float(t.ppf(0.975, len(x) - 2) * line.stderr)
 
 
 def main() -> None:

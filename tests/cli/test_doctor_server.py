@@ -19,6 +19,7 @@ from warmline.serve.keys import Keys
         ("host: 0.0.0.0\nanswer_to: [a.example]\nproxies: [192.0.2.1]\nkeys: {folder}/keys.json", set()),
         ("log: {folder}/missing/log.jsonl", {"log"}),
         ("keys: {folder}/open.json", {"keys"}),
+        ("oidc_issuer: http://127.0.0.1:1\noidc_client: a\noidc_group: b", {"login service"}),
     ],
 )
 def test_what_is_missing(tmp_path: Path, text: str, cautions: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -357,6 +358,25 @@ class TestListening:
     def test_loopback(self, host: str) -> None:
         with listen(host, 0) as door:
             assert door.getsockname()[1] > 0
+
+    def test_no_answer_is_held_back_until_the_one_before_is_acknowledged(self) -> None:
+        """Nagle's delay: 40 ms for an answer in two pieces. asyncio turns it off if the socket names its protocol."""
+
+        async def look() -> int:
+            seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            async def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                reader = writer.get_extra_info("socket")
+                seen.set_result(reader.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                writer.close()
+
+            door = listen("127.0.0.1", 0)
+            async with await asyncio.start_server(accepted, sock=door):
+                _, writer = await asyncio.open_connection(*door.getsockname())
+                writer.close()
+                return await seen
+
+        assert asyncio.run(look())
 
     def test_a_taken_port(self) -> None:
         with socket.socket() as other:

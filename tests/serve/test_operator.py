@@ -158,7 +158,21 @@ def test_the_page_counts_and_shows_what_was_judged_and_nothing_else(web: TestCli
     status = web.get("/operate/status").json()
     assert sum(status["sums"]["Turns by level"].values()) == 3
     assert status["sums"]["Turns by action"]["vetted"] == 1
+    assert status["sums"]["Replies by judgement"] == {"harmful": 1}
     assert ORDINARY not in str(status)
+
+
+def test_a_judgement_is_still_counted_when_its_conversation_is_gone(web: TestClient) -> None:
+    """In memory only, what was judged goes with the visitor's page. The operator is told so, and keeps the count."""
+    id = open_one(web)
+    say(web, id, "The shifts are long.")
+    web.put(f"/api/conversations/{id}/verdict", json={"place": 1, "verdict": "helpful"})
+    assert web.delete(f"/api/conversations/{id}").status_code == 204
+    log_in(web)
+    page = web.get("/operate").text
+    assert "in memory only here" in page
+    assert "shifts" not in page
+    assert re.search(r"<dt>helpful</dt>\s*<dd>1</dd>", page)
 
 
 def test_a_form_that_is_none(web: TestClient) -> None:

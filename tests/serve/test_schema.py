@@ -5,6 +5,7 @@ Schemathesis plays visitors, API clients and operators by the app's own descript
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from schemathesis.checks import not_a_server_error
 from tests.serve.conftest import Running, chat_with, client_for
 from warmline.serve.app import create_app
 from warmline.serve.auth import Gate
+from warmline.serve.conversations import Conversations
 from warmline.serve.keys import Keys
 from warmline.serve.limits import Limits
 from warmline.serve.openai import description
@@ -46,7 +48,9 @@ def whole(app: FastAPI) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     gate = Gate(Keys(), limits=Limits("100000/minute", "100000/minute"))
-    with Running(create_app(chat_with()[0], gate=gate)) as server:
+    # Room for all that is opened, so that a 503 is never right.
+    app = create_app(chat_with()[0], gate=gate, conversations=Conversations(most=100_000))
+    with Running(app) as server:
         yield server
 
 
@@ -82,8 +86,9 @@ def test_no_order_of_calls_makes_the_server_fail(server: Running, runs: int) -> 
     # The chain holds: some of the calls found the conversation that an earlier one had opened.
     assert any("{id}" in where and status < 300 for where, status in calls)
     if runs >= 1000:
-        print(f"{len(calls):,} cases, {len({where for where, _ in calls})} routes")
-        assert len(calls) >= 10_000 * 0.9
+        statuses = Counter(status for _, status in calls)
+        print(f"{len(calls):,} calls, {len({where for where, _ in calls})} routes, {dict(statuses)}")
+        assert len(calls) >= 10_000
 
 
 @pytest.mark.parametrize("examples", [2, pytest.param(300, marks=pytest.mark.slow)])

@@ -11,13 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from warmline import console, recipe
 from warmline.errors import WarmlineError
 from warmline.runs import Run
+
+if TYPE_CHECKING:
+    from warmline.serve.config import Settings
 
 PACKAGES = (
     "torch",
@@ -163,6 +166,8 @@ def server(config: Path) -> Iterator[Row]:
         ("" if safe else "set `certificate` and `certificate_key`, or a proxy and `proxies`"),
         safe,
     )
+    if settings.oidc_issuer:
+        yield login(settings)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield (
         "open files",
@@ -174,6 +179,21 @@ def server(config: Path) -> Iterator[Row]:
         good = os.access(settings.log.parent, os.W_OK)
         yield "log", str(settings.log), "" if good else "its folder cannot be written", good
     yield listening(settings.port)
+
+
+def login(settings: Settings) -> Row:
+    """Whether the service at which operators log in is there; only its public description is asked for."""
+    from warmline.cli.talk import login_service
+    from warmline.serve.oidc import NoLogin
+
+    try:
+        service = login_service(settings)
+        if service is not None:
+            service.describe()
+    except (WarmlineError, NoLogin) as error:
+        advice = error.hint if isinstance(error, WarmlineError) else "look at `oidc_issuer`, and whether it answers"
+        return "login service", str(error).partition("\n")[0], advice or "", False
+    return "login service", str(settings.oidc_issuer), "", True
 
 
 def listening(port: int) -> Row:

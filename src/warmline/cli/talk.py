@@ -12,10 +12,11 @@ import typer
 from warmline import console
 from warmline.cli.options import RunsFolder
 from warmline.runs import Run
-from warmline.serve.config import PREFIX, Settings, is_loopback, load
+from warmline.serve.config import NO_OPTION, PREFIX, Settings, is_loopback, load
 
 if TYPE_CHECKING:
     from warmline.serve.kept import Kept
+    from warmline.serve.oidc import Service
 
 Engine = Annotated[
     str | None,
@@ -150,6 +151,7 @@ def open_page(run: Run, settings: Settings) -> None:
         queue=settings.queue,
         wait_seconds=settings.wait_seconds,
         conversations=held,
+        login=login_service(settings),
     )
 
     def ready(address: str) -> None:
@@ -172,6 +174,22 @@ def open_page(run: Run, settings: Settings) -> None:
         held.vault.close()
     if handler is not None:
         journal.shut(handler)
+
+
+def login_service(settings: Settings) -> Service | None:
+    """Where operators log in besides the keys' file; None where only that one counts."""
+    if not (settings.oidc_issuer and settings.oidc_client and settings.oidc_group):
+        return None
+    from warmline.serve.oidc import Service
+
+    return Service(
+        settings.oidc_issuer,
+        settings.oidc_client,
+        settings.oidc_group,
+        secret=settings.oidc_secret.get_secret_value() if settings.oidc_secret else None,
+        claim=settings.oidc_claim,
+        scope=settings.oidc_scope,
+    )
 
 
 def open_kept(settings: Settings) -> Kept | None:
@@ -197,6 +215,8 @@ def _options() -> Iterator[inspect.Parameter]:
     ]
     yield inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)
     for name, field in Settings.model_fields.items():
+        if name in NO_OPTION:
+            continue
         kinds = {"int": int, "float": float, "Path": Path, "tuple": list[str]}
         kind = next((kind for word, kind in kinds.items() if word in str(field.annotation)), str)
         shown = field.default if field.default not in (None, ()) else ""

@@ -38,6 +38,7 @@ from warmline.serve.doorway import Doorway
 from warmline.serve.keys import Keys
 from warmline.serve.listening import CUT_SECONDS, check_port, listen, run
 from warmline.serve.meter import FORM, Meter
+from warmline.serve.oidc import Service
 from warmline.serve.pages import LANGUAGES, Pages, static_files
 from warmline.serve.refusals import MOST_CHARACTERS, refuse
 from warmline.serve.turns import Line, Streamed, TurnStream, replay
@@ -80,12 +81,14 @@ def create_app(
     gate: Gate | None = None,
     queue: int = 64,
     wait_seconds: float = 120.0,
+    login: Service | None = None,
 ) -> FastAPI:
     """The server for one `chat`. `name` is what visitors read, `country` (else the chat's) is theirs until
     they choose.
 
     `engine_places` replies are made at a time, at most `queue` others wait in line for `wait_seconds`; replies that
-    need no engine never wait. `gate` decides who comes in; without one the server is for this machine alone.
+    need no engine never wait. `gate` decides who comes in; without one the server is for this machine alone. At
+    `login` operators may log in, too.
     """
     held = conversations if conversations is not None else Conversations(idle_seconds=idle_hours * 3600)
     pages = Pages(name, idle_hours, held.days)
@@ -247,7 +250,7 @@ def create_app(
 
     app.include_router(visits.routes(held, pages, meter, gate, idle_hours, country))
     app.include_router(openai.routes(chat, line, meter, gate, country=country, wait_seconds=wait_seconds))
-    app.include_router(operator.routes(chat, line, meter, gate, held, name))
+    app.include_router(operator.routes(chat, line, meter, gate, held, name, login))
     check_routes(str(context.path) for context in iter_route_contexts(app.routes))
 
     return app

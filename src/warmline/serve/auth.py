@@ -38,7 +38,7 @@ Need = Literal["open", "visit", "chat", "metrics", "operate"]
 
 NEEDS: tuple[tuple[Need, str], ...] = (
     ("open", r"/help|/measures|/enter|/worker\.js|/favicon\.ico|/static/.*|/api/resources/.*"),
-    ("open", r"/healthz|/readyz|/v1/openapi\.json|/v1/docs|/operate/login"),
+    ("open", r"/healthz|/readyz|/v1/openapi\.json|/v1/docs|/operate/login|/operate/oidc(/back)?"),
     ("visit", r"/|/api/conversations(/.*)?"),
     ("chat", r"/v1/.*"),
     ("metrics", r"/metrics"),
@@ -51,7 +51,7 @@ IDLE_SECONDS = 30 * 60.0
 LONGEST_SECONDS = 8 * 3600.0
 ROTATE_SECONDS = 10 * 60.0
 GRACE_SECONDS = 30.0
-ENTRY, OPERATOR = "entry", "operator"
+ENTRY, OPERATOR, TICKET = "entry", "operator", "ticket"
 
 
 def need_of(path: str) -> Need | None:
@@ -100,8 +100,8 @@ class Session:
     """An operator who is logged in. `csrf` must come back with every form."""
 
     name: str
-    hash: str
-    """The password's, as it was at login: another password ends the session."""
+    hash: str | None
+    """The password's, as it was at login: another password ends the session. None: the login was at another service."""
     began: float
     seen: float
     turned: float
@@ -118,7 +118,7 @@ class Sessions:
         """Ids that were replaced a moment ago: requests under way still carry them."""
         self._lock = threading.Lock()
 
-    def begin(self, name: str, hash: str) -> str:
+    def begin(self, name: str, hash: str | None) -> str:
         id, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
             self._open[id] = Session(name, hash, now, now, now)
@@ -133,9 +133,11 @@ class Sessions:
             session = self._open.get(id)
             if session is None:
                 return None
-            operator = self._keys.operator(session.name)
-            late = now - session.seen > IDLE_SECONDS or now - session.began > LONGEST_SECONDS
-            if late or operator is None or operator.hash != session.hash:
+            ended = now - session.seen > IDLE_SECONDS or now - session.began > LONGEST_SECONDS
+            if session.hash is not None:
+                operator = self._keys.operator(session.name)
+                ended = ended or operator is None or operator.hash != session.hash
+            if ended:
                 del self._open[id]
                 return None
             session.seen = now

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from warmline.errors import ServeError
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 PREFIX = "WARMLINE_SERVE_"
+NO_OPTION = ("oidc_secret",)
 
 
 class Settings(BaseModel):
@@ -77,6 +80,19 @@ class Settings(BaseModel):
     requests of this machine itself."""
     limit_key: str = "120/minute"
     """Messages under one API key."""
+    oidc_issuer: str | None = None
+    """Operators may log in at this OpenID Connect service (https://...), besides those of `keys`."""
+    oidc_client: str | None = None
+    """The client id under which the service knows this server; its redirect address is /operate/oidc/back. The secret
+    is no option: it is `oidc_secret` in the file, or WARMLINE_SERVE_OIDC_SECRET."""
+    oidc_group: str | None = None
+    """Whoever has this group (role) at the service is an operator."""
+    oidc_claim: str = Field("groups", min_length=1)
+    """Where the service's ID token names groups, e.g. `groups` or `realm_access.roles`."""
+    oidc_scope: str = "openid profile"
+    """What is asked of the service; some want `groups` here as well."""
+    oidc_secret: SecretStr | None = None
+    """The client's secret. In the file or the environment only: a command line can be read by others."""
     log: Path | None = None
     """File for one JSON line per request: route, status, milliseconds, key id. Never text, ids of conversations or
     addresses. `-` is standard error, empty is none."""
@@ -109,6 +125,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def confidential(address: str) -> bool:
+    """Whether nobody on the way can read what is sent there: https, or a server of this very machine.
+
+    >>> confidential("https://id.example.org"), confidential("http://id.example.org"), confidential("http://127.0.0.1:9")
+    (True, False, True)
+    """
+    try:
+        parts = urlsplit(address)
+        return bool(parts.netloc) and (
+            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        )
+    except ValueError:
+        return False
+
+
 def load(file: Path | None, given: dict[str, Any]) -> Settings:
     """The settings: those `given` go before the file's. All faults are told at once.
 
@@ -118,6 +149,7 @@ def load(file: Path | None, given: dict[str, Any]) -> Settings:
     said = _read(file) if file else {}
     faults = [_unknown(name) for name in said if name not in Settings.model_fields]
     known = {name: value for name, value in said.items() if name in Settings.model_fields}
+    known |= {name: value for name in NO_OPTION if (value := os.environ.get(PREFIX + name.upper()))}
     settings = None
     try:
         settings = Settings.model_validate(known | given)
@@ -150,6 +182,11 @@ def _together(settings: Settings) -> list[str]:
         faults.append(
             "`answer_to` must name the addresses visitors use, e.g. listen.example.org, when others can reach"
         )
+    oidc = (settings.oidc_issuer, settings.oidc_client, settings.oidc_group)
+    if any(oidc) and not all(oidc):
+        faults.append("`oidc_issuer`, `oidc_client` and `oidc_group` come together")
+    if settings.oidc_issuer and not confidential(settings.oidc_issuer):
+        faults.append("`oidc_issuer` is an https:// address")
     for name in ("limit_address", "limit_key"):
         try:
             parse_many(getattr(settings, name))
@@ -183,4 +220,4 @@ def _unknown(name: str) -> str:
     return f"`{name[:40]}` is not a setting" + (f", did you mean `{near[0]}`?" if near else "")
 
 
-__all__ = ["LOCAL_NAMES", "PREFIX", "Settings", "is_loopback", "load"]
+__all__ = ["LOCAL_NAMES", "NO_OPTION", "PREFIX", "Settings", "confidential", "is_loopback", "load"]

@@ -70,8 +70,9 @@ class Meter:
             self._whole.labels(action).observe(time.perf_counter() - began)
 
     def sums(self) -> dict[str, dict[str, int]]:
-        """Turns by level and by action, replies by how they ended, for a person to read."""
-        found: dict[str, dict[str, int]] = {"Turns by level": {}, "Turns by action": {}, "Replies by ending": {}}
+        """Turns by level and by action, replies by how they ended and were judged, for a person to read."""
+        titles = ("Turns by level", "Turns by action", "Replies by ending", "Replies by judgement")
+        found: dict[str, dict[str, int]] = {title: {} for title in titles}
         for metric in self._registry.collect():
             for sample in metric.samples:
                 if sample.name == "warmline_turns_total":
@@ -80,6 +81,8 @@ class Meter:
                         found[title][what] = found[title].get(what, 0) + int(sample.value)
                 elif sample.name == "warmline_replies_total":
                     found["Replies by ending"][sample.labels["stop_reason"]] = int(sample.value)
+                elif sample.name == "warmline_verdicts_total":
+                    found["Replies by judgement"][sample.labels["verdict"]] = int(sample.value)
         return {title: dict(sorted(rows.items())) for title, rows in found.items()}
 
     def judged(self, verdict: str) -> None:
