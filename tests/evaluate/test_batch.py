@@ -79,11 +79,23 @@ def test_what_is_drawn_has_the_models_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
     n = 10_000
     drawn = batch.Drawn(Options(temperature=0.8, top_p=0.9, repetition_penalty=1.0), range(n), [0] * n)
-    found = drawn(torch.zeros(n, 1, dtype=torch.long), logits.repeat(n, 1)).argmax(-1).bincount(minlength=5) / n
+    found = drawn(torch.zeros(n, 1, dtype=torch.long), logits.repeat(n, 1)).bincount(minlength=5) / n
     expected = (logits / 0.8).softmax(-1)
     expected[3:] = 0  # the first three hold .97 of it, two only .86
     expected /= expected.sum()
     assert found.tolist() == pytest.approx(expected.tolist(), abs=0.015)
+
+
+@pytest.mark.parametrize("top_p", [0.4, 0.9, 1.0])
+def test_the_likeliest_few_decide_as_the_whole_vocabulary_does(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(1)) * 4
+    options = Options(temperature=0.7, top_p=top_p, repetition_penalty=1.0)
+    ids = torch.zeros(200, 1, dtype=torch.long)
+    monkeypatch.setattr(batch, "LIKELIEST", 300)
+    whole = batch.Drawn(options, range(200), [0] * 200)(ids, logits)
+    monkeypatch.setattr(batch, "LIKELIEST", 60)
+    assert batch.Drawn(options, range(200), [0] * 200)(ids, logits).equal(whole)
+    assert len(set(whole.tolist())) > 50
 
 
 def test_nearly_equal_models_draw_nearly_the_same() -> None:
@@ -92,7 +104,7 @@ def test_nearly_equal_models_draw_nearly_the_same() -> None:
     near = logits + 0.01 * torch.randn(500, 50, generator=torch.Generator().manual_seed(2))
     options = Options(temperature=1.0, top_p=1.0, repetition_penalty=1.0)
     ids = torch.zeros(500, 1, dtype=torch.long)
-    picks = [batch.Drawn(options, range(500), [0] * 500)(ids, x).argmax(-1) for x in (logits, near)]
+    picks = [batch.Drawn(options, range(500), [0] * 500)(ids, x) for x in (logits, near)]
     assert (picks[0] == picks[1]).float().mean() > 0.9
 
 

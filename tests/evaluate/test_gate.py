@@ -40,9 +40,7 @@ def test_chance_is_the_exact_binomial_test(lost, gained):
 def test_an_equal_model_passes(share):
     dice = random.Random(1)
     passed = sum(
-        gate.decide(rows(drawn(dice, share), drawn(dice, share)), rows(drawn(dice, share), drawn(dice, share)))[
-            "passed"
-        ]
+        gate.together({name: rows(drawn(dice, share), drawn(dice, share)) for name in ("base", "tuned")})["passed"]
         for _ in range(TRIALS)
     )
     assert passed >= 0.95 * TRIALS
@@ -58,7 +56,10 @@ def test_equal_models_pass_with_many_forms():
 @pytest.mark.parametrize(("before", "after"), [(0.95, 0.7), (0.6, 0.3), (0.3, 0.06)])
 def test_a_worse_model_is_caught(before, after):
     dice = random.Random(3)
-    caught = sum(not gate.decide(rows(drawn(dice, before)), rows(drawn(dice, after)))["passed"] for _ in range(TRIALS))
+    caught = 0
+    for _ in range(TRIALS):
+        found = gate.together({"base": rows(drawn(dice, before)), "tuned": rows(drawn(dice, after))})
+        caught += not found["systems"]["tuned"]["passed"]
     assert caught >= 0.95 * TRIALS
 
 
@@ -66,9 +67,32 @@ def test_one_suite_that_collapses_is_caught_and_named():
     dice = random.Random(4)
     caught = 0
     for _ in range(TRIALS):
-        result = gate.decide(rows(drawn(dice, 0.97)), rows(drawn(dice, 0.97, "crisis", 0.3)))
+        pair = {"base": rows(drawn(dice, 0.97)), "tuned": rows(drawn(dice, 0.97, "crisis", 0.3))}
+        result = gate.together(pair)
         caught += any("crisis" in reason or "all suites" in reason for reason in result["reasons"])
     assert caught >= 0.95 * TRIALS
+
+
+def test_a_worse_form_is_caught_among_six():
+    dice = random.Random(5)
+    forms = ("fp32", "bf16", "int8", "nf4", "gguf-q8_0", "gguf-q4_k_m")
+    caught = 0
+    for _ in range(TRIALS):
+        good = rows(drawn(dice, 0.8))
+        systems = dict.fromkeys(("base", "tuned", *forms), good) | {"nf4": rows(drawn(dice, 0.5))}
+        found = gate.together(systems)["systems"]
+        caught += [name for name, one in found.items() if not one["passed"]] == ["nf4"]
+    assert caught >= 0.95 * TRIALS
+
+
+def test_more_forms_change_nothing_for_the_tuned_model():
+    """A model must not pass because somebody measured six forms of it, nor fail because nobody did."""
+    dice = random.Random(6)
+    before, after = rows(drawn(dice, 0.9)), rows(drawn(dice, 0.75))
+    alone = gate.together({"base": before, "tuned": after})
+    with_forms = gate.together({"base": before, "tuned": after, "nf4": after, "int8": after, "bf16": before})
+    assert alone["pairs"]["tuned − base"] == with_forms["pairs"]["tuned − base"]
+    assert alone["systems"]["tuned"] == with_forms["systems"]["tuned"]
 
 
 def test_a_better_model_passes():

@@ -22,15 +22,15 @@ KEYS: dict[str, Choice] = {"l": "left", "r": "right", "t": "tie"}
 def compare(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A trained run.")],
     systems: Annotated[
-        str, typer.Option("--systems", help="Two of base, tuned and gguf-QUANT, with a comma.")
+        str, typer.Option("--systems", help="Two or more of base, tuned and gguf-QUANT, with commas.")
     ] = "base,tuned",
-    blind: Annotated[bool, typer.Option("--blind", help="Hide which is which, and vote.")] = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Two at a time, which is which hidden, and vote.")] = False,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Ask this and end. May be repeated.")] = None,
     web: Annotated[bool, typer.Option("--web", help="On a page on this machine instead of here.")] = False,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8766,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Put the same words to two models and see both replies side by side.
+    """Put the same words to two models or more and see the replies side by side.
 
     The bare models, without the safety layer: for whoever builds them. Votes, with the prompts and replies they are
     about, are kept in the run's folder `compare`.
@@ -39,7 +39,7 @@ def compare(
     Examples:
       warmline compare demo
       warmline compare demo --blind --web
-      warmline compare first --systems tuned,gguf-q4_k_m --prompt "I can't sleep."
+      warmline compare first --systems base,tuned,gguf-q4_k_m --prompt "I can't sleep."
     """
     run = Run.open(name, runs)
     run.manifest(run.tuned)
@@ -49,15 +49,15 @@ def compare(
 
     settings = resolved_base(run, recipe.load(str(run.folder / "recipe.yaml")))
     chosen = [one.strip() for one in systems.split(",") if one.strip()]
-    if len(set(chosen)) != 2:
+    if len(set(chosen)) < 2 or len(set(chosen)) < len(chosen):
         raise WarmlineError(
-            "two different models can be compared", code="usage", hint="for instance --systems base,tuned"
+            "it takes two different models to compare", code="usage", hint="for instance --systems base,tuned"
         )
     if web:
         from warmline.serve.app import check_port
 
         check_port("127.0.0.1", port)
-    console.say(f"loading {' and '.join(chosen)} ...")
+    console.say(f"loading {', '.join(chosen)} ...")
     both = comparing.Comparison(comparing.open_systems(run, settings, chosen), run.folder / "compare", blind=blind)
     if web:
         _page(both, port)
@@ -65,17 +65,18 @@ def compare(
         for words in prompt:
             pair = both.ask(words)
             _show(pair)
-            console.json_line({pair.left: pair.left_says, pair.right: pair.right_says, "level": pair.level})
+            console.json_line(dict(zip(pair.names, pair.says, strict=True)) | {"level": pair.level})
     else:
         _talk(both)
-    console.say(str(both.tally()))
+    for tally in both.tallies():
+        console.say(str(tally))
 
 
 def _show(pair: Pair) -> None:
-    titles = ["left", "right"] if pair.blind else [pair.left, pair.right]
-    console.table("", titles, [[pair.left_says or "(nothing)", pair.right_says or "(nothing)"]])
+    titles = ["left", "right"] if pair.blind else list(pair.names)
+    console.table("", titles, [[said or "(nothing)" for said in pair.says]])
     if pair.level >= 3:
-        console.say("a visitor would not have seen either: the protocol answers this itself", style="dim")
+        console.say("a visitor would have seen none of these: the protocol answers this itself", style="dim")
 
 
 def _talk(both: Comparison) -> None:
@@ -97,7 +98,7 @@ def _talk(both: Comparison) -> None:
                     answer = console.ask("better: (l)eft, (r)ight, (t)ie, (s)kip  ").strip().lower()[:1]
                 if answer in KEYS:
                     both.vote(pair.id, KEYS[answer])
-                console.say(f"left was {pair.left}, right was {pair.right}")
+                console.say("left was {}, right was {}".format(*pair.names))
         except EOFError:
             return
 

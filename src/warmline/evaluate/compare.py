@@ -1,4 +1,4 @@
-"""Two models side by side on any prompt, and what people prefer when they do not know which is which.
+"""Models side by side on any prompt, and what people prefer when they do not know which is which.
 
 The bare models, without the guard: for whoever builds them, never for a visitor. Votes lie in the run's `compare/`.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,14 +32,13 @@ Speak = Callable[[str, int], str]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What two systems said to one prompt, in the order in which it is shown. `level` is what the guard saw."""
+    """What systems said to one prompt, in the order in which it is shown; blind, there are two. `level` is what the
+    guard saw."""
 
     id: str
     prompt: str
-    left: str
-    right: str
-    left_says: str
-    right_says: str
+    names: tuple[str, ...]
+    says: tuple[str, ...]
     blind: bool
     level: int
 
@@ -65,14 +65,14 @@ class Tally:
 
 
 class Comparison:
-    """Asks both systems and keeps the votes. `folder` holds `votes.jsonl`."""
+    """Asks the systems and keeps the votes. `folder` holds `votes.jsonl`."""
 
     def __init__(
         self, systems: dict[str, Speak], folder: Path, *, blind: bool, dice: random.Random | None = None
     ) -> None:
-        if len(systems) != 2:
+        if len(systems) < 2:
             raise WarmlineError(
-                "two different models can be compared, no more", code="usage", hint="--systems base,tuned"
+                "it takes two different models to compare", code="usage", hint="for instance --systems base,tuned"
             )
         self.systems, self.blind = systems, blind
         self._file = folder / "votes.jsonl"
@@ -80,19 +80,17 @@ class Comparison:
         self._open: dict[str, Pair] = {}
 
     def ask(self, prompt: str) -> Pair:
-        """Both replies, with the same seed; blind: in an order drawn anew for each prompt.
+        """Every reply, with the same seed; blind: two of them, and their order, drawn anew for each prompt.
 
         Raises:
             EngineError: a model cannot reply, for instance because the prompt is too long.
         """
         names = list(self.systems)
         if self.blind:
-            self._dice.shuffle(names)
+            names = self._dice.sample(names, 2)
         seed = self._dice.randrange(2**31)
-        left, right = names
-        said = {name: self.systems[name](prompt, seed) for name in self.systems}
-        level = screen(prompt).level
-        pair = Pair(secrets.token_hex(8), prompt, left, right, said[left], said[right], self.blind, level)
+        said = tuple(self.systems[name](prompt, seed) for name in names)
+        pair = Pair(secrets.token_hex(8), prompt, tuple(names), said, self.blind, screen(prompt).level)
         self._open[pair.id] = pair
         return pair
 
@@ -100,14 +98,26 @@ class Comparison:
         """Keep a vote, one for each pair; returns the pair with its names.
 
         Raises:
-            WarmlineError: there is no such pair, it was voted on, or the choice is none.
+            WarmlineError: there is no such pair, it was voted on, its names were known, or the choice is none.
         """
-        if choice not in CHOICES or id not in self._open:
+        if choice not in CHOICES or id not in self._open or not self.blind:
             raise WarmlineError(
                 "there is no such vote to cast", code="usage", hint=f"ask first; choices: {', '.join(CHOICES)}"
             )
         pair = self._open.pop(id)
-        row = asdict(pair) | {"choice": choice, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        left, right = pair.names
+        row = {
+            "id": pair.id,
+            "prompt": pair.prompt,
+            "left": left,
+            "right": right,
+            "left_says": pair.says[0],
+            "right_says": pair.says[1],
+            "blind": pair.blind,
+            "level": pair.level,
+            "choice": choice,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         with writing(self._file.parent):
             write_jsonl(self._file, [*self.votes(), row])
         return pair
@@ -115,10 +125,10 @@ class Comparison:
     def votes(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self._file)) if self._file.exists() else []
 
-    def tally(self) -> Tally:
-        """The second system's wins over the first, in the order in which they were named."""
-        over, of = self.systems
-        return tally(self.votes(), of, over)
+    def tallies(self) -> list[Tally]:
+        """Each system's wins over those named before it."""
+        votes = self.votes()
+        return [tally(votes, of, over) for over, of in combinations(self.systems, 2)]
 
 
 def tally(votes: Iterable[dict[str, Any]], of: str, over: str) -> Tally:

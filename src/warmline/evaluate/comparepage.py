@@ -1,4 +1,4 @@
-"""The page of `warmline compare --web`: two replies side by side, and votes. For the builder, on this machine.
+"""The page of `warmline compare --web`: replies side by side, and votes. For the builder, on this machine.
 
 Whoever serves it puts host and origin checks before it.
 """
@@ -45,18 +45,17 @@ def create_app(both: Comparison) -> FastAPI:
     @app.get("/{name}")
     def file(name: str) -> Response:
         if name not in KINDS:
-            return Response(status_code=404)
+            return Response(status_code=204 if name == "favicon.ico" else 404)
         return Response((PAGE / name).read_bytes(), media_type=KINDS[name])
 
     @app.post("/ask")
     def ask(asked: Asked) -> dict[str, Any]:
         with turn:
             pair = both.ask(asked.prompt)
-        names = None if pair.blind else [pair.left, pair.right]
         return {
             "id": pair.id,
-            "says": [pair.left_says, pair.right_says],
-            "names": names,
+            "says": pair.says,
+            "names": None if pair.blind else pair.names,
             "blind": pair.blind,
             "vetted": pair.level >= 3,
         }
@@ -65,6 +64,6 @@ def create_app(both: Comparison) -> FastAPI:
     def vote(voted: Voted) -> dict[str, Any]:
         with turn:
             pair = both.vote(voted.id, voted.choice)
-            return {"names": [pair.left, pair.right], "tally": str(both.tally())}
+            return {"names": pair.names, "tallies": [str(one) for one in both.tallies()]}
 
     return app

@@ -2,7 +2,7 @@
 
 Every item was put to both with the same seed, so only items with different findings speak. Exact one-sided sign tests
 (McNemar), half of the error shared by the two findings over all items, half by each suite's: an equal model is refused
-in at most five of a hundred evaluations, whatever the number of suites.
+in at most five of a hundred evaluations, whatever the number of suites and forms.
 """
 
 from __future__ import annotations
@@ -77,13 +77,17 @@ def decide(before: Sequence[Row], after: Sequence[Row], alpha: float = ALPHA) ->
 
 
 def together(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Tuned against base and every other form against tuned, with a decision for each; the error is shared by all.
+    """Tuned against base and every other form against tuned, with a decision for each.
 
-    A loss of the tuned model refuses every form, a loss of one form that form alone.
+    Half of the error is the tuned model's, whatever else is measured; the forms share the other half. A loss of the
+    tuned model refuses every form, a loss of one form that form alone.
     """
     others = [name for name in rows if name not in ("base", "tuned")]
     pairs = [("base", "tuned"), *(("tuned", name) for name in others)]
-    found = {f"{new} − {old}": decide(rows[old], rows[new], ALPHA / len(pairs)) for old, new in pairs}
+    found = {
+        f"{new} − {old}": decide(rows[old], rows[new], ALPHA / 2 / (1 if new == "tuned" else len(others)))
+        for old, new in pairs
+    }
     systems = {new: {key: found[f"{new} − {old}"][key] for key in ("passed", "reasons")} for old, new in pairs}
     reasons = [f"{pair}: {reason}" for pair, result in found.items() for reason in result["reasons"]]
     return {"passed": not reasons, "reasons": reasons, "systems": systems, "pairs": found}

@@ -37,7 +37,7 @@ from warmline.runs import (
     writing,
 )
 
-ASKING = 2
+ASKING = 3
 """How replies are drawn and parts are made; raised when that changes. What was asked otherwise is asked anew."""
 ITEMS = 24
 """Held-out questions that every system answers."""
@@ -172,6 +172,8 @@ def _measure(
         raise DataError(
             "there is no test split to measure on", code="data-split", hint="set data.test to 0.1 and run again"
         )
+    if forms:
+        quantised.prepare()
     total = 1 + 2 * (5 if suites else 4) + len(forms)
     with console.progress("measuring", total) as bar:
         leaks = task.part(".", "leak", lambda: _leaks(task))

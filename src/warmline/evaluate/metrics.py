@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
 
 from warmline.corpus.split import folded
@@ -87,6 +86,8 @@ def length(reply: Reply, company: Company) -> float:
 
 @cache
 def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # brings a second of imports that those who ask models don't need
+
     return RougeScorer(["rougeL"])
 
 

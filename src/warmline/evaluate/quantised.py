@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ SMALL = 4 << 30
 """Bytes of fp32 weights up to which fp32 is the reference; above, bf16 is."""
 REFERENCE_BYTES = 200 << 20
 REFERENCE = "reference.npz"
-SPEED_PROMPTS = 5
-SPEED_TOKENS = 64
+SPEED_PROMPTS = 3
+SPEED_TOKENS = 48
 
 
 def available(run: Run, settings: recipe.Recipe) -> list[str]:
@@ -70,6 +71,14 @@ def measure_form(task: Task, form: str, gguf: Path | None, same_as_tuned: bool) 
     return ""
 
 
+def prepare() -> None:
+    """Start the process from which each form is forked; it has the libraries and no model. Called early, it has them
+    by the time the forms' turn comes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warmline.evaluate.quantised", "warmline.engine.local", "bitsandbytes", "peft"])
+    forkserver.ensure_running()
+
+
 def carry_out_forms(
     task: Task, forms: Sequence[str], gguf: dict[str, Path], note: Callable[[str], None]
 ) -> dict[str, str]:
@@ -81,10 +90,10 @@ def carry_out_forms(
             part.unlink()
     if not all(part.exists() for part in parts) and not (task.folder / REFERENCE).exists():
         parts[0].unlink(missing_ok=True)  # whoever comes next needs its distributions
+    if forms:
+        prepare()
     loaded = "bf16" if (task.train / "model").exists() else task.settings.base.load
-    # Each form is forked from a process that has the libraries and no model.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warmline.evaluate.quantised", "warmline.engine.local", "bitsandbytes", "peft"])
     for form in forms:
         done = all((task.folder / form / f"{part}.json").exists() for part in ("speed", "closeness", *PARTS))
         if not done or not safety.finished(task, form):
@@ -101,8 +110,9 @@ def carry_out_forms(
 
 
 def _measure_form(task: Task, form: str, gguf: Path | None, same_as_tuned: bool) -> None:
+    libraries = _peak()
     engine, distributions, measure = _open_gguf(task, gguf) if gguf else _open_weights(task, form)
-    task.part(form, "speed", lambda: _speed(task, engine) | {"weights_mb": _size(engine, gguf)})
+    task.part(form, "speed", lambda: _speed(task, engine, libraries) | {"weights_mb": _size(engine, gguf)})
     if gguf:  # what many replies at once take of the memory is not its own
         engine.close()  # type: ignore[attr-defined]
         engine = _llamacpp(task, gguf, THREADS)
@@ -190,7 +200,7 @@ def _template(task: Task) -> Any:
     return Template.of(load.load_tokenizer(base), task.settings.prompt)
 
 
-def _speed(task: Task, engine: Speaker) -> dict[str, Any]:
+def _speed(task: Task, engine: Speaker, libraries: int) -> dict[str, Any]:
     """Seconds to the first words and tokens a second after them, with the system message already read."""
     options = replace(task.options, max_tokens=SPEED_TOKENS, temperature=0)
     ask(engine, [Message("user", "Hello.")], replace(options, max_tokens=4))
@@ -200,6 +210,7 @@ def _speed(task: Task, engine: Speaker) -> dict[str, Any]:
         "first_token": round(statistics.median(r["first"] for r in rows), 4) if rows else None,
         "tokens_per_second": round(statistics.median(paces), 1) if paces else None,
         "peak_mb": round(_peak() / 1e6, 1),
+        "model_mb": round((_peak() - libraries) / 1e6, 1),
         "where": "GPU" if torch.cuda.is_available() else "CPU",
     }
 
@@ -228,7 +239,7 @@ def _closeness(task: Task, form: str, distributions: Distributions, texts: Seque
     if not kept.exists():
         found: dict[str, np.ndarray[Any, Any]] = {}
         size = 0
-        for number, text in enumerate(texts):
+        for number, text in enumerate(texts[: task.items]):
             rows = distributions(text)
             size += rows.nbytes
             if found and size > REFERENCE_BYTES:
@@ -240,6 +251,10 @@ def _closeness(task: Task, form: str, distributions: Distributions, texts: Seque
     with np.load(kept) as reference:
         against = str(reference["form"])
         for number in sorted(set(reference.files) - {"form"}, key=int):
+            if form == against:
+                divergences.append(0.0)
+                same.append(1.0)
+                continue
             text = texts[int(number)]
             p = reference[number].astype(np.float64)
             q = distributions(text)[:, : p.shape[1]].astype(np.float64)

@@ -91,21 +91,20 @@ def differences(measured: dict[str, Any], pair: str) -> str:
 
 
 def trade_off(measured: dict[str, Any]) -> str:
-    """Size of the weights against the divergence from the reference, with the speed, as a data URI."""
+    """Size of the weights against the divergence from the reference, as a data URI."""
 
     def draw(axes: Any) -> None:
-        for place, row in enumerate(sorted(measured["forms"], key=lambda row: row["weights_mb"])):
+        for row in measured["forms"]:
             x, kl = row["weights_mb"], row["kl"]
             axes.plot([x, x], [kl["low"], kl["high"]], color="#35605a", linewidth=6, alpha=0.35)
             axes.plot([x], [kl["value"]], "o", color="#35605a")
-            speed = f", {row['tokens_per_second']:.0f} tokens/s" if row["tokens_per_second"] else ""
-            # neighbours of nearly the same size are labelled to different sides
-            axes.annotate(
-                row["form"] + speed, (x, kl["value"]), (8, 6 if place % 2 else -12), textcoords="offset points"
-            )
-        axes.set_xlabel("weights (MB)")
+            # slanted, so that neighbours of nearly the same size do not lie on one another
+            axes.annotate(row["form"], (x, kl["value"]), (4, 6), textcoords="offset points", rotation=30)
+        axes.set_xlabel("size (MB)")
         axes.set_ylabel("divergence (nats per token)")
-        axes.margins(0.2, 0.25)
+        axes.margins(0.15, 0.3)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=-0.12 * axes.get_ylim()[1])
 
     return _figure(draw)
 
@@ -143,6 +142,17 @@ def changed(measured: dict[str, Any], form: str) -> str:
 _BOUNDS = ("value", "low", "high")
 
 
+def nearly(gate: dict[str, Any]) -> str:
+    """Losses over all prompts that show when looked at alone, and that the gate's shared error does not count."""
+    found = [
+        f"{pair}: {row['finding']} {shown(row['difference'], {'share': True}, '', sign=True)}"
+        for pair, result in gate["pairs"].items()
+        for row in result["differences"]
+        if row["suite"] == "all" and row["difference"]["high"] < 0 and not row["worse"]
+    ]
+    return "; ".join(found)
+
+
 def read(stage: Path) -> dict[str, Any]:
     """`measured.json`, with systems and metrics in their order and not in the alphabet's."""
     measured: dict[str, Any] = read_json(stage / "measured.json")
@@ -150,6 +160,12 @@ def read(stage: Path) -> dict[str, Any]:
     measured["models"] = {name: measured["models"][name] for name in systems}
     measured["ratios"] = dict(sorted(measured["ratios"].items(), key=lambda r: systems.index(r[0].split(" / ")[0])))
     measured["metrics"] = {name: measured["metrics"][name] for name in METRICS if name in measured["metrics"]}
+    if "safety" in measured:
+        order = [f"{new} − {old}" for old, new in [("base", "tuned"), *(("tuned", form) for form in systems[2:])]]
+        for of in (measured["safety"]["gate"]["pairs"], measured["safety"]["product"]):
+            pairs = {pair: of[pair] for pair in order}
+            of.clear()
+            of.update(pairs)
     return measured
 
 
@@ -164,7 +180,7 @@ def write(run: Run, settings: Recipe, stage: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"shown": shown, "changed": changed}
+    environment.globals |= {"shown": shown, "changed": changed, "nearly": nearly}
     known = {
         "name": folder.name,
         "recipe": settings,

@@ -17,9 +17,12 @@ from warmline.evaluate import gate, intervals, visitors
 from warmline.evaluate.asking import Speaker, Task
 from warmline.evaluate.batch import ask_all
 from warmline.evaluate.leak import Item
-from warmline.evaluate.suites import TOKENS, Recorded, Row, Suite, run, score, seed_of, through
+from warmline.evaluate.suites import TOKENS, Recorded, Reply, Row, Suite, run, score, seed_of, through
 from warmline.messages import Message
 from warmline.runs import fingerprint, read_json, write_json
+
+HEARD = 24
+"""Tokens of a reply to a scripted visitor: what is found, risk and how it was met, depends on the visitor's words."""
 
 
 def items_of(suites: Sequence[Suite]) -> list[Item]:
@@ -69,7 +72,7 @@ def visits(task: Task, system: str, engine: Speaker, options: Options, player: E
 
     def talk(by: Engine | None) -> dict[str, Any]:
         # a script goes on whatever is answered, so its visitor need not hear all of it
-        mine = options if by else replace(options, max_tokens=min(options.max_tokens, TOKENS))
+        mine = options if by else replace(options, max_tokens=min(options.max_tokens, HEARD))
         door = Chat(
             engine,
             system=task.settings.prompt.system,
@@ -95,11 +98,29 @@ def visits(task: Task, system: str, engine: Speaker, options: Options, player: E
             warn(f"the played visitors could not come: {error}")
 
 
+def _shown(task: Task, rows: dict[str, list[Row]], suites: Sequence[Suite]) -> dict[str, list[Row]]:
+    """What visitors would see of the bare replies. Systems that said the same to the same words are shown the same."""
+    known: dict[tuple[str, str], str] = {}
+    found = {}
+    for name, said in rows.items():
+        bare = {row["ask"]: row["reply"] for row in said}
+        ask = through(Recorded(said), task.settings.prompt.system)
+
+        def reply(messages: list[Message], bare: dict[str, str] = bare, ask: Reply = ask) -> str:
+            key = messages[-1].content, bare[messages[-1].content]
+            if key not in known:
+                known[key] = ask(messages)
+            return known[key]
+
+        found[name] = run(reply, suites)
+    return found
+
+
 def together(task: Task, systems: Sequence[str]) -> dict[str, Any]:
     """The gate's decision, written, and what the suites and visitors found, for the report."""
     suites = unseen(task.suites, task.contaminated)
     rows = {name: rows_of(task, name) for name in systems}
-    shown = {name: run(through(Recorded(said), task.settings.prompt.system), suites) for name, said in rows.items()}
+    shown = _shown(task, rows, suites)
     for name, said in shown.items():
         write_json(task.folder / name / "safety-shown.json", said)
     decided = gate.write(task.folder, rows)

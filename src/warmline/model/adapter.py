@@ -70,7 +70,7 @@ def load_adapter(model: Any, folder: Path, base: dict[str, Any], *, trainable: b
     Raises:
         ModelError: there is none in `folder`, or it belongs to another base.
     """
-    if not (folder / "adapter_config.json").exists():
+    if not all((folder / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
         raise ModelError(f"{folder} holds no adapter", code="adapter-missing", hint="has the run finished training?")
     trained_on = read_json(folder / "base.json") if (folder / "base.json").exists() else None
     if trained_on and trained_on.get("hash") and base.get("hash") and trained_on["hash"] != base["hash"]:

@@ -6,13 +6,27 @@ async function send(path, body) {
   const answer = await fetch(path, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   });
-  const found = await answer.json();
+  const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(found.error || "the models could not be asked");
   return found;
 }
 
-function name(names) {
-  names.forEach((text, side) => { at(`name-${side}`).textContent = text; });
+function line(tag, text) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  return element;
+}
+
+function show(names, says) {
+  at("pair").replaceChildren(...says.map((text, side) => {
+    const section = document.createElement("section");
+    const title = line("h2", names[side]);
+    title.id = `name-${side}`;
+    section.setAttribute("aria-labelledby", title.id);
+    section.append(title, line("p", text || "(nothing)"));
+    return section;
+  }));
+  at("pair").hidden = false;
 }
 
 at("ask").addEventListener("submit", async (event) => {
@@ -21,16 +35,15 @@ at("ask").addEventListener("submit", async (event) => {
   button.disabled = true;
   at("votes").hidden = true;
   at("pair").hidden = true;
-  at("status").textContent = "Both are thinking …";
+  at("tallies").hidden = true;
+  at("status").textContent = "They are thinking …";
   try {
     const pair = await send("/ask", { prompt: at("prompt").value });
     open = pair.id;
-    name(pair.names || ["left", "right"]);
-    pair.says.forEach((text, side) => { at(`says-${side}`).textContent = text || "(nothing)"; });
-    at("pair").hidden = false;
+    show(pair.names || ["Left", "Right"], pair.says);
     at("votes").hidden = !pair.blind;
     at("status").textContent = pair.vetted
-      ? "A visitor would not have seen either: the protocol answers this itself." : "";
+      ? "A visitor would have seen none of these: the protocol answers this itself." : "";
   } catch (error) {
     at("status").textContent = error.message;
   } finally {
@@ -45,8 +58,10 @@ at("votes").addEventListener("click", async (event) => {
   open = null;
   try {
     const found = await send("/vote", { id, choice });
-    name(found.names);
-    at("status").textContent = found.tally;
+    found.names.forEach((text, side) => { at(`name-${side}`).textContent = text; });
+    at("status").textContent = "Your vote is kept.";
+    at("tallies").replaceChildren(...found.tallies.map((text) => line("li", text)));
+    at("tallies").hidden = false;
   } catch (error) {
     at("status").textContent = error.message;
   }
