@@ -47,6 +47,9 @@ ASKED_BUDGET = 0.01
 """The same for what people write: some of them do speak of suicide."""
 CLAIMS = 1.5
 """The least log-odds of a claim. Real answerers' claims are true, so only replies of the sample can raise it."""
+MARGIN = 0.3
+"""Added to every threshold but that for questions: with it 3 % of near misses are flagged whose line was held out, of
+3.7 % without; a third of the planted lines of the same fold is found, .03 fewer."""
 REAL = 8_000
 """Sentences of real answers, and as many of what people write."""
 SMALLEST = 0.04
@@ -243,7 +246,8 @@ def thresholds(model: Weights, shared: Path, budget: float) -> list[float]:
             column, share, least = asking, ASKED_BUDGET, 0.0
         elif head.startswith("claims"):
             column, least = claims, max(least, CLAIMS)
-        found.append(round(max(least, float(np.quantile(column[:, at], 1 - share))), 2))
+        margin = 0.0 if head == ASKED else MARGIN
+        found.append(round(max(least, float(np.quantile(column[:, at], 1 - share))) + margin, 2))
     return found
 
 

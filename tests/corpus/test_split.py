@@ -143,3 +143,14 @@ def test_held_back_texts_are_found_whole_and_in_pieces() -> None:
     assert unseen.holds(talk(1, sentence(1, 40).upper(), "something else entirely"))
     assert unseen.holds(talk(2, "anything", " ".join(sentence(2, 40).split()[:30]) + " and an end"))
     assert not unseen.holds(talk(3, sentence(3, 40), sentence(4, 40)))
+
+
+def test_several_held_out_sides_are_told_apart_in_one_pass() -> None:
+    train = [talk(n, sentence(n), sentence(n + 500)) for n in range(40)]
+    val = [talk(100, sentence(3), sentence(900)), talk(101, sentence(901), sentence(902))]
+    test = [talk(200, sentence(903), sentence(505)), talk(201, sentence(7), sentence(507))]
+    both = split.leaks_into(iter(train), iter(val), iter(test))
+    assert both == [split.leaks(train, val), split.leaks(train, test)]
+    assert [found.ids for found in both] == [("c100",), ("c200", "c201")]
+    assert [(found.same_question, found.same_reply) for found in both] == [(1, 0), (1, 2)]
+    assert split.leaks_into(train) == []

@@ -6,6 +6,7 @@ Every mended thing is counted under its name, every refusal has a reason code: `
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections import Counter
@@ -130,6 +131,13 @@ def mend(text: str, repairs: Counter[str], *, reply: bool = False) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=4_096)
+def _mended(text: str, reply: bool) -> tuple[str, tuple[str, ...]]:
+    """What `mend` makes of a text, with the repairs; kept, as many corpora hold a question once with every answer."""
+    repairs: Counter[str] = Counter()
+    return mend(text, repairs, reply=reply), tuple(repairs.elements())
+
+
 def _spacing(text: str) -> str:
     if "  " in text or "\t" in text:
         text = re.sub(r"[ \t]{2,}|\t", " ", text)
@@ -189,7 +197,8 @@ def clean(conversation: Conversation, *, wanted: str = "en") -> Cleaned:
     if sum(len(m.content) for m in conversation.messages) > LONGEST:
         return Cleaned(None, "too-long", repairs)
     for message in conversation.messages:
-        text = mend(message.content, repairs, reply=message.role == "assistant" and not prose)
+        text, mended = _mended(message.content, message.role == "assistant" and not prose)
+        repairs.update(mended)
         if text and (message.role == "system" or any(c.isalnum() for c in text)):
             messages.append(Message(message.role, text))
         elif not prose:

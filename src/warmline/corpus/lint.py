@@ -124,7 +124,7 @@ def _sentence(text: str, start: int, end: int) -> tuple[str, str]:
 
 
 _START = re.compile(r"(?<!\w)\w|[^\w\s]|^")
-_FIRST = 3
+_FIRST = 4
 """Characters by which it is told which patterns can match somewhere."""
 
 
@@ -191,7 +191,7 @@ def _held(plain: str, rule: Rule, found: re.Match[str]) -> bool:
 RISK = "no-resources"
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4_096)
 def _unanswered(asked: str) -> re.Pattern[str] | None:
     """What the reply to this turn must name, if the turn speaks of suicide or self-harm."""
     fires = {rule.id: rule for rule, _, _ in in_text(asked, exchange=True)}
@@ -202,11 +202,21 @@ def _unanswered(asked: str) -> re.Pattern[str] | None:
     return next(rule.resources for rule in rules() if rule.id == RISK)
 
 
+@functools.lru_cache(maxsize=4_096)
+def _in_reply(plain: str) -> tuple[tuple[int, int, int], ...]:
+    """What fires in a reply: places in the table with start and end. Many corpora hold a reply more than once."""
+    rank = {rule.id: at for at, rule in enumerate(rules())}
+    hits = [(rank[rule.id], start, end) for rule, start, end in in_text(plain)]
+    if not hits:  # a pattern names its rule better than a guess does, and one finding is enough to act on
+        judged = {rank[rule]: (start, end) for rule, start, end in lint_classify.judged(plain)}
+        hits = [(at, *place) for at, place in judged.items() if not rules()[at].exchange]
+    return tuple(sorted(hits))
+
+
 def findings(conversation: Conversation) -> list[Finding]:
     """Every rule that fires, in the order of the messages, then of the table."""
     found: list[Finding] = []
     messages = conversation.messages
-    rank = {rule.id: at for at, rule in enumerate(rules())}
     asked = ""
     for index, message in enumerate(messages):
         plain = straight(message.content)
@@ -214,11 +224,7 @@ def findings(conversation: Conversation) -> list[Finding]:
             asked = plain
         if message.role != "assistant":
             continue
-        hits = [(rank[rule.id], start, end) for rule, start, end in in_text(plain)]
-        if not hits:  # a pattern names its rule better than a guess does, and one finding is enough to act on
-            judged = {rank[rule]: (start, end) for rule, start, end in lint_classify.judged(plain)}
-            hits = [(at, *place) for at, place in judged.items() if not rules()[at].exchange]
-        found += [Finding(rules()[at].id, index, start, end) for at, start, end in sorted(hits)]
+        found += [Finding(rules()[at].id, index, start, end) for at, start, end in _in_reply(plain)]
         if asked and (unsafe := _unanswered(asked)) and not unsafe.search(plain):
             found.append(Finding(RISK, index, 0, len(message.content)))
     return found

@@ -186,7 +186,12 @@ def grim(plain: str) -> bool:
 
 def judged(plain: str) -> Iterator[tuple[str, int, int]]:
     """Which rules the classifier finds in a text (lower case, straight apostrophes), and in which sentences."""
-    model = weights()
     for words, start, end in windows(plain):
-        for head in np.flatnonzero(model.odds(words) >= model.least):
-            yield model.heads[head], start, end
+        for rule in _of_window(words):
+            yield rule, start, end
+
+
+@lru_cache(maxsize=16_384)
+def _of_window(words: tuple[str, ...]) -> tuple[str, ...]:
+    model = weights()
+    return tuple(model.heads[head] for head in np.flatnonzero(model.odds(words) >= model.least))

@@ -484,18 +484,20 @@ def _divide(
     runs.write_jsonl(folder / "rejected.jsonl", rejects())
     for result in results:
         counts.update(result.counts["rejects"])
-    found = {name: _leaks(folder, name) for name in ("val", "test")}
-    return _summary(results, counts, measured, found, len(np.unique(tied.group[stays])))
+    return _summary(results, counts, measured, _leaks(folder), len(np.unique(tied.group[stays])))
 
 
 def _conversations_in(path: Path) -> Iterator[Conversation]:
     return (Conversation.from_json(row) for row in runs.read_jsonl(path))
 
 
-def _leaks(folder: Path, part: str) -> dict[str, Any]:
-    found = asdict(split.leaks(_conversations_in(folder / "train.jsonl"), _conversations_in(folder / f"{part}.jsonl")))
-    found.pop("ids")
-    return found
+def _leaks(folder: Path) -> dict[str, Any]:
+    """What stands in the training part and in another, told from the finished files."""
+    train, *held = (_conversations_in(folder / f"{part}.jsonl") for part in split.PARTS)
+    found = [asdict(one) for one in split.leaks_into(train, *held)]
+    for one in found:
+        one.pop("ids")
+    return dict(zip(split.PARTS[1:], found, strict=True))
 
 
 @dataclass(slots=True)

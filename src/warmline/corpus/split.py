@@ -103,39 +103,58 @@ def leaks(train: Iterable[Conversation], held_out: Iterable[Conversation]) -> Le
 
     The held-out side is kept in memory as hashes, the training side is only passed through.
     """
-    whole: dict[int, set[int]] = {}
-    questions: dict[int, set[int]] = {}
-    replies: dict[int, set[int]] = {}
-    groups: dict[str, set[int]] = {}
-    ids: list[str] = []
-    for index, conversation in enumerate(held_out):
-        ids.append(conversation.id)
-        entire, first, said = _prints(conversation)
-        whole.setdefault(entire, set()).add(index)
-        if first is not None:
-            questions.setdefault(first, set()).add(index)
-        for reply in said:
-            replies.setdefault(reply, set()).add(index)
-        if conversation.group:
-            groups.setdefault(conversation.group, set()).add(index)
-    found: dict[str, set[int]] = {"whole": set(), "question": set(), "reply": set(), "group": set()}
+    return leaks_into(train, held_out)[0]
+
+
+def leaks_into(train: Iterable[Conversation], *held_out: Iterable[Conversation]) -> list[Leaks]:
+    """`leaks` for several held-out sides, with one pass through the training side."""
+    sides = [_HeldOut(side) for side in held_out]
     for conversation in train:
-        entire, first, said = _prints(conversation)
-        found["whole"] |= whole.get(entire, set())
+        prints = _prints(conversation)
+        for side in sides:
+            side.compare(conversation.group, *prints)
+    return [side.leaks() for side in sides]
+
+
+class _HeldOut:
+    """One held-out side as hashes, and which of its conversations have been found in training."""
+
+    def __init__(self, conversations: Iterable[Conversation]) -> None:
+        self._whole: dict[int, set[int]] = {}
+        self._questions: dict[int, set[int]] = {}
+        self._replies: dict[int, set[int]] = {}
+        self._groups: dict[str, set[int]] = {}
+        self._ids: list[str] = []
+        self._found: dict[str, set[int]] = {"whole": set(), "question": set(), "reply": set(), "group": set()}
+        for index, conversation in enumerate(conversations):
+            self._ids.append(conversation.id)
+            entire, first, said = _prints(conversation)
+            self._whole.setdefault(entire, set()).add(index)
+            if first is not None:
+                self._questions.setdefault(first, set()).add(index)
+            for reply in said:
+                self._replies.setdefault(reply, set()).add(index)
+            if conversation.group:
+                self._groups.setdefault(conversation.group, set()).add(index)
+
+    def compare(self, group: str, entire: int, first: int | None, said: list[int]) -> None:
+        self._found["whole"] |= self._whole.get(entire, set())
         if first is not None:
-            found["question"] |= questions.get(first, set())
+            self._found["question"] |= self._questions.get(first, set())
         for reply in said:
-            found["reply"] |= replies.get(reply, set())
-        found["group"] |= groups.get(conversation.group, set()) if conversation.group else set()
-    all_found = sorted(set().union(*found.values()))
-    return Leaks(
-        len(ids),
-        len(found["whole"]),
-        len(found["question"]),
-        len(found["reply"]),
-        len(found["group"]),
-        tuple(ids[i] for i in all_found[:20]),
-    )
+            self._found["reply"] |= self._replies.get(reply, set())
+        self._found["group"] |= self._groups.get(group, set()) if group else set()
+
+    def leaks(self) -> Leaks:
+        every = sorted(set().union(*self._found.values()))
+        return Leaks(
+            len(self._ids),
+            len(self._found["whole"]),
+            len(self._found["question"]),
+            len(self._found["reply"]),
+            len(self._found["group"]),
+            tuple(self._ids[index] for index in every[:20]),
+        )
 
 
 def _prints(conversation: Conversation) -> tuple[int, int | None, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import importlib
@@ -265,13 +266,19 @@ def _remember(memory: Memory, kind: Kind, value: str) -> None:
             memory.names.setdefault(low, kind)
 
 
+@functools.lru_cache(maxsize=4_096)
+def _alone(text: str, policy: Policy) -> tuple[Span, ...]:
+    """What `find` finds; kept, as many corpora hold a question once with every answer."""
+    return tuple(find(text, policy))
+
+
 def mask_conversation(
     conversation: Conversation, counts: Any = None, *, policy: Policy = "standard", surrogates: str = ""
 ) -> Conversation:
     """All messages with one memory. Names are looked for twice, so that one found late is masked early too."""
     memory = Memory()
     spoken = [m for m in conversation.messages if m.role != "system"]
-    seen = [find(m.content, policy) for m in spoken]
+    seen = [list(_alone(m.content, policy)) for m in spoken]
     for message, spans in zip(spoken, seen, strict=True):
         for span in spans:
             _remember(memory, span.kind, message.content[span.start : span.end])
