@@ -119,11 +119,12 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_logits_are_never_whole(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["entries", "rows"])
+def test_logits_are_never_whole(limit: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, packed = opened(models["llama"])
     vocabulary, width = model.config.vocab_size, model.config.hidden_size
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    monkeypatch.setattr(loss_module, "PIECE", 16 * vocabulary)
+    monkeypatch.setattr(loss_module, *(("PIECE", 16 * vocabulary) if limit == "entries" else ("ROWS", 16)))
     assert len(packed.rows) > 64
     with Largest(vocabulary, width) as pieces:
         Loss(model)(packed).backward()

@@ -17,6 +17,8 @@ from warmline.model.pack import Pack
 
 PIECE = 2**25
 """Entries of the largest piece of logits: 64 MB in bf16."""
+ROWS = 256
+"""Rows of a piece on a CPU at most: products with more are slower there, for what they write leaves the cache."""
 
 
 class Loss:
@@ -83,6 +85,8 @@ class _Chunked(torch.autograd.Function):
         to_weight = torch.zeros(weight.shape, device=weight.device) if need_weight else None
         total = torch.zeros((), device=hidden.device)
         rows = max(16, PIECE // len(weight))
+        if hidden.device.type == "cpu":
+            rows = min(rows, ROWS)
         for start in range(0, len(hidden), rows):
             some, wanted = hidden[start : start + rows], labels[start : start + rows]
             logits = linear(some, matrix)
