@@ -4,7 +4,7 @@
     python scripts/train_encoder.py package/dist [--out src/warmline/safety/tables/encoder.safetensors]
 
 It starts from the Universal Sentence Encoder, lite, as that package holds it (Apache-2.0). The text is that of
-`scripts/train_screen.py`. About ten minutes on one core.
+`scripts/train_screen.py`. About a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_screen import ROOT, Row, rows
+from train_screen import ROOT, STRENGTH, Row, by_windows, rows
 
 from warmline.safety.classify import HEADS
 from warmline.safety.encoder import HEADS as PARTS
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the folder with model.json, vocab.json and the shards")
     parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables/encoder.safetensors")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="where counsel_chat lies")
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=3.0)
     options = parser.parse_args()
     torch.manual_seed(0)
     dice = random.Random(0)
@@ -177,7 +177,7 @@ def main() -> None:
         "heads.weight": np.zeros((512, len(HEADS)), np.float32),
         "heads.bias": np.array([-1.0, -2.0, -2.5], np.float32),
     }
-    texts = fewer(rows(options.shared), dice)
+    texts = fewer(by_windows(rows(options.shared), STRENGTH), dice)
     reader = Encoder(tensors, pieces)
     encoded = [reader.tokens(" ".join(words_of(normalise(row.text).text).words)) for row in texts]
     wanted = torch.tensor([[row.label[head] for head in HEADS] for row in texts], dtype=torch.float32)

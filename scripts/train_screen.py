@@ -2,23 +2,25 @@
 
     python scripts/train_screen.py [--out src/warmline/safety/tables/classifier.json]
 
-Text: the lines of `scripts/screen_lines`, the frames of `scripts/screen_text.yaml` and `scripts/screen_frames.yaml`
-(filled by chance, seeded), what visitors without risk say in the sample corpus, the half of the templates in
-`tests/safety/cases` that `warmline.safety.classify.in_training` names, everyday distress from the grammar of the
-embedded base, and, as real distress without danger, questions from counsel-chat (MIT). No other text: the weights may
-be shipped under the project's licence.
+Text: the lines of `scripts/screen_lines`, turns of the conversations of `scripts/screen_talks`, the frames of
+`scripts/screen_text.yaml` and `scripts/screen_frames.yaml` (filled by chance, seeded), what visitors without risk say
+in the sample corpus, the half of the templates in `tests/safety/cases` that `warmline.safety.classify.in_training`
+names, everyday distress from the grammar of the embedded base, and, as real distress without danger, questions from
+counsel-chat (MIT). No other text: the weights may be shipped under the project's licence.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,11 +30,14 @@ from sklearn.linear_model import LogisticRegression
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from warmline.safety.classify import HEADS, Judgement, features, in_training
+from warmline.safety.classify import HEADS, Judgement, Weights, features, in_training, windows
 from warmline.safety.normalise import normalise
 from warmline.safety.phrases import words_of
 from warmline.safety.screen import screen
 
+VERSION = 5
+STRENGTH = 0.3
+"""Inverse of the penalty on weights."""
 PER_FRAME = 40
 LINE_WEIGHT = 3.0
 """How much a line of `screen_lines` counts beside one filling of a frame, which has forty."""
@@ -99,6 +104,54 @@ def lines() -> list[Row]:
             elif line and not line.startswith("#"):
                 texts = choices(line[2:])
                 found += [Row(text, LABELS[line[0]], slice_, LINE_WEIGHT / len(texts) ** 0.5) for text in texts]
+    return found
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation: the visitor's turns, and for each how far it has come.
+
+    0 nothing, 1 one would ask about suicide, 2 one would act. `part` says what it is for: "turns" are learnt one by
+    one, "fit" says how they count together, "limit" is for choosing thresholds.
+    """
+
+    turns: tuple[str, ...]
+    reached: tuple[int, ...]
+
+    @property
+    def part(self) -> str:
+        return ("limit", "fit", "turns", "turns", "turns")[
+            hashlib.sha256(" ".join(self.turns).encode()).digest()[0] % 5
+        ]
+
+
+def talks() -> list[Talk]:
+    """The conversations of `scripts/screen_talks`, one a line, turns divided by " | ".
+
+    `+` stands before the first turn from which one would ask, `*` before the first from which one would act.
+    """
+    found = []
+    for file in sorted((ROOT / "scripts" / "screen_talks").glob("*.txt")):
+        for line in file.read_text("utf-8").splitlines():
+            if not line or line.startswith("#"):
+                continue
+            turns, reached, so_far = [], [], 0
+            for turn in line.split(" | "):
+                so_far = max(so_far, {"+": 1, "*": 2}.get(turn[0], 0))
+                turns.append(turn.lstrip("+*"))
+                reached.append(so_far)
+            found.append(Talk(tuple(turns), tuple(reached)))
+    return found
+
+
+def turns() -> list[Row]:
+    """Turns of conversations that say what they are: those before any sign, and the first ones with a sign."""
+    found = []
+    for number, talk in enumerate(talks()):
+        if talk.part == "turns":
+            for turn, reached, before in zip(talk.turns, talk.reached, (0, *talk.reached), strict=False):
+                if reached == 0 or reached > before:
+                    found.append(Row(turn, LABELS[("0", "2", "3")[reached]], f"talk {number}", 2.0))
     return found
 
 
@@ -185,27 +238,48 @@ def composed(count: int, seed: int) -> list[Row]:
 
 
 def rows(shared: Path, seed: int = 17) -> list[Row]:
-    return lines() + frames(seed) + cases() + sample() + counsel(shared) + composed(5000, seed)
+    return lines() + turns() + frames(seed) + cases() + sample() + counsel(shared) + composed(5000, seed)
+
+
+LONG = 40
+"""Messages of more words are learnt by the windows that the screen will read, not whole."""
+
+
+def pieces(row: Row) -> list[Row]:
+    """The windows of a text as rows with its label."""
+    seen = windows(words_of(normalise(row.text).text)) or [words_of(normalise(row.text).text).words]
+    return [Row(" ".join(window), row.label, row.group, row.weight / len(seen) ** 0.5) for window in seen]
+
+
+def by_windows(data: list[Row], strength: float) -> list[Row]:
+    """Long messages as windows. Without risk: all of them. At risk: the one that a model of the rest finds worst.
+
+    Where in a long message the danger stands nobody has marked; most of its sentences are about life.
+    """
+    short = [row for row in data if len(row.text.split()) <= LONG]
+    long = [row for row in data if len(row.text.split()) > LONG]
+    made = short + [piece for row in long if not row.label["risk"] for piece in pieces(row)]
+    model = Weights(fit(made, strength))
+    for row in long:
+        if row.label["risk"]:
+            head = max(place for place, name in enumerate(HEADS) if row.label[name])
+            worst = max(pieces(row), key=lambda piece: model.window(tuple(piece.text.split()))[head])
+            made.append(Row(worst.text, row.label, row.group, row.weight))
+    return made
 
 
 def table_of(texts: list[Row]) -> list[dict[str, float]]:
     return [features(words_of(normalise(row.text).text).words) for row in texts]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables/classifier.json")
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="where counsel_chat lies")
-    parser.add_argument("--strength", type=float, default=0.3)
-    options = parser.parse_args()
-    data = rows(options.shared)
+def fit(data: list[Row], strength: float) -> dict[str, Any]:
+    """The linear model's document."""
     vectors = DictVectorizer()
     matrix = vectors.fit_transform(table_of(data))
     counts = [row.weight for row in data]
-    heads = []
-    bias = []
+    heads, bias = [], []
     for head in HEADS:
-        model = LogisticRegression(C=options.strength, max_iter=300)
+        model = LogisticRegression(C=strength, max_iter=300)
         model.fit(matrix, [row.label[head] for row in data], sample_weight=counts)
         bias.append(round(float(model.intercept_[0]), 3))
         heads.append(model.coef_[0])
@@ -213,9 +287,18 @@ def main() -> None:
     kept = np.abs(columns).max(1) >= SMALLEST
     names = vectors.get_feature_names_out()[kept]
     weights = {str(n): [round(float(w), 2) for w in ws] for n, ws in zip(names, columns[kept], strict=True)}
-    document = {"version": 4, "heads": list(HEADS), "bias": bias, "weights": weights}
+    return {"version": VERSION, "heads": list(HEADS), "bias": bias, "weights": weights}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables/classifier.json")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="where counsel_chat lies")
+    options = parser.parse_args()
+    data = by_windows(rows(options.shared), STRENGTH)
+    document = fit(data, STRENGTH)
     options.out.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n", "utf-8")
-    print(json.dumps({"texts": len(data), "features": len(weights), "bytes": options.out.stat().st_size}))
+    print(json.dumps({"texts": len(data), "features": len(document["weights"]), "bytes": options.out.stat().st_size}))
 
 
 if __name__ == "__main__":

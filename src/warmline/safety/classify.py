@@ -23,14 +23,20 @@ from warmline.safety import encoder
 from warmline.safety.phrases import Words
 from warmline.safety.tables import read, table
 
+Odds = tuple[float, float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a classifier thinks of a message: probabilities of L2 or more, L3 or more, a request for a method."""
+    """What a classifier thinks of a message: probabilities of L2 or more, L3 or more, a request for a method.
+
+    `odds` are the log-odds of its worst sentences, which the conversation keeps; None keeps nothing.
+    """
 
     risk: float
     active: float
     method: float
+    odds: Odds | None = None
 
 
 Classifier = Callable[[Words], Judgement]
@@ -44,10 +50,17 @@ REST = 50
 PER_WINDOW = 1.0
 READ_PIECES = 48
 """Word pieces of a message that the encoder reads."""
+SURE = -4.0
+"""Log-odds below which the linear model is believed alone. Of 1,443 lines at risk that were found, none lay there."""
 ENCODER_SHARE = 1.0
 """What the encoder's log-odds count beside the linear model's."""
 
-Odds = tuple[float, float, float]
+TURNS = 8
+"""So many of a conversation's last turns are judged together."""
+WORST = 3
+"""Of these, so many of the worst for each head count."""
+CALM = -8.0
+"""The least that a turn counts, and what one that was not said counts as."""
 
 _MARKS = frozenset('.!?,:"')
 _WINDOW = 60
@@ -157,24 +170,29 @@ class Weights:
         judged = with_encoder(seen, judged)
         # a long message has more sentences that sound bad by chance: the two worst are taken together, less a toll
         toll = PER_WINDOW * math.log(len(judged) + 2)
-        best = []
+        best, worst = [], []
         for head in range(len(HEADS)):
             top = sorted((odds[head] for odds in judged), reverse=True)[:2]
             best.append(_logistic(sum(top) / len(top) - toll))
-        return Judgement(*best)
+            worst.append(round(max(CALM, min(-CALM, top[0])), 1))
+        return Judgement(best[0], best[1], best[2], (worst[0], worst[1], worst[2]))
 
 
 def with_encoder(seen: Sequence[Sequence[str]], odds: list[Odds]) -> list[Odds]:
     """The windows' log-odds with the encoder's added, as far as `READ_PIECES` goes, the worst windows first.
 
-    A window it did not read gets the calmest opinion it gave in this message. Without the encoder's file, or when it
-    fails, the linear model's odds stand.
+    A window it did not read gets the calmest opinion it gave in this message, but none for the better where it gave
+    none. Windows that the words find as calm as `SURE` are not read. Without the encoder's file, or when it fails,
+    the linear model's odds stand.
     """
     read: dict[int, list[int]] = {}
     left = READ_PIECES
+    doubtful = [place for place in range(len(seen)) if max(odds[place]) > SURE]
+    if not doubtful:
+        return odds
     try:
         reader = encoder.shipped()
-        for place in sorted(range(len(seen)), key=lambda place: -max(odds[place])):
+        for place in sorted(doubtful, key=lambda place: -max(odds[place])):
             ids = reader.tokens(" ".join(seen[place]))[:READ_PIECES]
             if read and len(ids) > left:
                 break
@@ -265,17 +283,40 @@ def shipped() -> Classifier:
 
 
 @cache
+def _talks() -> tuple[float, list[list[float]]]:
+    document = json.loads(read("talks.json"))
+    return document["bias"], document["weights"]
+
+
+def together(told: Sequence[Odds]) -> float:
+    """Log-odds that a conversation's last turns, none of which need say much by itself, call for L3 together.
+
+    A linear model (`scripts/train_talks.py`) of the worst turns for each head. More of a sign never lowers it.
+
+    >>> together([(-4.0, -5.0, -6.0)] * 4) < 0 < together([(3.0, 2.0, -2.0)] * 4)
+    True
+    """
+    odds, weights = _talks()
+    for head, row in enumerate(weights):
+        worst = sorted((max(CALM, turn[head]) for turn in told[-TURNS:]), reverse=True)[:WORST]
+        odds += sum(weight * value for weight, value in zip(row, worst + [CALM] * (WORST - len(worst)), strict=True))
+    return odds
+
+
+@cache
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
     return {
-        "risk": 0.2,
+        "risk": 0.35,
         "strong": 0.6,
         "certain": 0.9,
         "faint": 0.05,
         "method": 0.04,
         "method-certain": 0.5,
         "method-risk": 0.1,
+        "method-short": 0.6,
         "active": 0.4,
         "active-alone": 0.4,
         "active-risk": 0.6,
+        "talk": 0.85,
     }

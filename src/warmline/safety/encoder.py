@@ -56,6 +56,10 @@ class Encoder:
 
     def odds(self, sentences: Sequence[Sequence[int]]) -> Array:
         """Log-odds [sentences, heads] of sentences given as `tokens`; each is read by itself, and none may be empty."""
+        return self.opinion(self.read(sentences))
+
+    def read(self, sentences: Sequence[Sequence[int]]) -> Array:
+        """What each sentence means [sentences, width], as the mean over its pieces; such means may be averaged."""
         t = self._t
         lengths = [len(ids) for ids in sentences]
         ends = np.cumsum(lengths, dtype=np.intp)
@@ -70,9 +74,17 @@ class Encoder:
             x = x + self._linear(inner, f"{layer}.down")
         total = np.add.reduceat(x, ends - np.asarray(lengths), 0)
         mean: Array = (total / np.asarray(lengths)[:, None]).astype(np.float32)
-        meant = np.tanh(self._linear(mean, "sentence"))
+        return mean
+
+    def meaning(self, read: Array) -> Array:
+        """Sentence vectors of length 1 from what `read` gave."""
+        meant: Array = np.tanh(self._linear(read, "sentence"))
         meant /= np.linalg.norm(meant, axis=1, keepdims=True)
-        return self._linear(meant, "heads")
+        return meant
+
+    def opinion(self, read: Array) -> Array:
+        """Log-odds of the heads from what `read` gave."""
+        return self._linear(self.meaning(read), "heads")
 
     def _attend(self, mixed: Array, lengths: Sequence[int], ends: Any) -> Array:
         width = mixed.shape[1] // 3

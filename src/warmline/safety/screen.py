@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from warmline.errors import SafetyError
-from warmline.safety.classify import Classifier, Judgement, shipped, thresholds
+from warmline.safety.classify import Classifier, Judgement, Odds, shipped, thresholds
 from warmline.safety.language import SCREENED, language_of, looks_english
 from warmline.safety.normalise import Normalised, normalise
 from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, words_of
@@ -38,6 +38,8 @@ class Finding:
     score: float = 0.0
     language: str = "en"
     families: frozenset[str] = frozenset()
+    odds: Odds | None = None
+    """The classifier's log-odds of the worst sentences, for the state; None where nothing was judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +323,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
     if language not in SCREENED:
         signs.flags.add("unscreened_language")
     score = _BASE[signs.level]
+    odds = None
     try:
         judge = classifier or shipped()
         opinion = judge(words) if words.words else Judgement(0.0, 0.0, 0.0)
@@ -328,6 +331,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         signs.rules.append("classifier.failed")
     else:
         score = max(score, opinion.risk)
+        odds = opinion.odds
         _weigh(opinion, signs, short=len(words.words) <= SHORT)
     return Finding(
         level=signs.level,
@@ -337,6 +341,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         score=round(max(score, _BASE[signs.level]), 4),
         language=language,
         families=frozenset(signs.families),
+        odds=odds,
     )
 
 
@@ -353,7 +358,7 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
     # a story, a friend or a question of knowledge is no excuse where it is clear that a way is asked for
     asked = opinion.method >= limit["method-certain"] or (clear and opinion.method >= limit["method"])
     # a short message may be the answer to any question: it has to be plainer by itself
-    if asked and opinion.risk >= limit["strong" if short else "method-risk"] and signs.level < 3:
+    if asked and opinion.risk >= limit["method-short" if short else "method-risk"] and signs.level < 3:
         raise_to(3, "classifier.method", "method", {"method_request"})
     plan = opinion.active >= limit["certain" if short else "active-alone"] and opinion.risk >= limit["active-risk"]
     if clear and signs.level < 3 and (plan or (opinion.active >= limit["active"] and signs.level == 2 and own)):

@@ -6,10 +6,12 @@ put together, and nothing that is said as a joke afterwards takes anything back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from warmline.safety.classify import TURNS, Odds, thresholds, together
 from warmline.safety.screen import Finding
 
 CALM_TURNS = 4
@@ -64,6 +66,8 @@ class State:
     """Turns since the last one at L2 or higher about oneself."""
     veil: float = 0.0
     """What veiled turns weigh together; fades from turn to turn."""
+    told: tuple[Odds, ...] = ()
+    """The classifier's log-odds of the last turns."""
     began: datetime | None = None
     """Start of the present session."""
     last: datetime | None = None
@@ -84,6 +88,7 @@ class State:
             | {
                 "flags": frozenset(row["flags"]),
                 "families": frozenset(row["families"]),
+                "told": tuple((risk, active, method) for risk, active, method in row.get("told", ())),
                 "began": datetime.fromisoformat(row["began"]) if row["began"] else None,
                 "last": datetime.fromisoformat(row["last"]) if row["last"] else None,
             }
@@ -103,7 +108,15 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     about_oneself = finding.level >= 2 and bool(said) and "third_person" not in finding.flags
     risky = state.risky + about_oneself
     veil = round(VEIL_FADES * state.veil + _veiled(finding), 3)
-    raised = max(finding.level, _put_together(state, finding, families, risky, veil), _adds_up(finding, veil))
+    told = state.told
+    if finding.odds and not finding.flags & {"third_person", "unscreened_language"}:
+        told = (*told, finding.odds)[-TURNS:]
+    raised = max(
+        finding.level,
+        _put_together(state, finding, families, risky, veil),
+        _adds_up(finding, veil),
+        _as_a_whole(state.told, told, families),
+    )
 
     calm = state.calm + 1 if raised == 0 else 0
     level = max(state.level, raised)
@@ -131,6 +144,7 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
         distressed=state.distressed + bool(finding.families & _DISTRESS),
         since=0 if about_oneself else state.since + 1,
         veil=veil,
+        told=told,
         began=began,
         last=at if state.last is None else max(at, state.last),
     )
@@ -202,6 +216,15 @@ def _adds_up(finding: Finding, veil: float) -> int:
     if added == 2.0 and veil >= VEIL_FOR_THREE and finding.families & (_EVIDENCE - {"self_injury"}):
         return 3
     return 2 if added and veil >= VEIL_FOR_TWO else 0
+
+
+def _as_a_whole(before: tuple[Odds, ...], told: tuple[Odds, ...], families: frozenset[str]) -> int:
+    """L3 where this turn makes it likely enough that all turns together call for it; not for self-injury alone."""
+    if families & (_EVIDENCE | {"faint"}) == {"self_injury"}:
+        return 0
+    odds = together(told) if len(told) > 1 else -math.inf
+    limit = thresholds()["talk"]
+    return 3 if odds >= math.log(limit / (1 - limit)) and odds > together(before) else 0
 
 
 def at_least(state: State, floor: State) -> State:

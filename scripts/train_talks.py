@@ -1,0 +1,79 @@
+"""Fit how the turns of a conversation count together, from the conversations of `scripts/screen_talks`.
+
+    python scripts/train_talks.py [--out src/warmline/safety/tables/talks.json]
+
+Run it after `train_screen.py` and `train_encoder.py`, whose weights it reads the turns with. It fits on a fifth of the
+conversations, of which those have learnt nothing, and prints what another fifth shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from train_screen import ROOT, Talk, talks
+
+from warmline.safety.classify import CALM, HEADS, TURNS, WORST, Odds
+from warmline.safety.screen import screen
+
+VERSION = 1
+STRENGTH = 0.03
+
+
+def read(talk: Talk) -> list[np.ndarray]:
+    """After each turn, the worst log-odds so far of each head, as `warmline.safety.classify.together` takes them."""
+    odds: list[Odds] = [screen(turn).odds or (CALM,) * 3 for turn in talk.turns]
+    found = []
+    for n in range(1, len(odds) + 1):
+        last = odds[max(0, n - TURNS) : n]
+        heads = [sorted((turn[head] for turn in last), reverse=True)[:WORST] for head in range(len(HEADS))]
+        found.append(np.array([head + [CALM] * (WORST - len(head)) for head in heads]).ravel())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables/talks.json")
+    options = parser.parse_args()
+    every = [(talk, read(talk)) for talk in talks() if talk.part != "turns"]
+    fitted = [(talk, rows) for talk, rows in every if talk.part == "fit"]
+    seen = [pair for talk, rows in fitted for pair in zip(rows, talk.reached, strict=True)]
+    clear = [(row, reached == 2) for row, reached in seen if reached != 1]
+    # no sign may lower it: what the fit would count against risk is left out, until nothing is
+    kept = np.ones(len(HEADS) * WORST, bool)
+    while True:
+        model = LogisticRegression(C=STRENGTH, max_iter=2000)
+        model.fit(np.stack([row for row, _ in clear])[:, kept], [label for _, label in clear])
+        if (model.coef_[0] >= 0).all():
+            break
+        kept[np.flatnonzero(kept)[model.coef_[0] < 0]] = False
+    weights = np.zeros(len(kept))
+    weights[kept] = model.coef_[0]
+    bias = float(model.intercept_[0])
+    document = {
+        "version": VERSION,
+        "bias": round(bias, 3),
+        "weights": weights.reshape(len(HEADS), WORST).round(3).tolist(),
+    }
+    options.out.write_text(json.dumps(document) + "\n", "utf-8")
+    worst = {
+        name: sorted(
+            max(float(row @ weights) + bias for row in rows)
+            for talk, rows in every
+            if talk.part == "limit" and max(talk.reached) == reached
+        )
+        for name, reached in (("calm", 0), ("risk", 2))
+    }
+    shown = {}
+    for share in (0.02, 0.05, 0.1):
+        limit = worst["calm"][-1 - int(share * len(worst["calm"]))]
+        found = sum(odds > limit for odds in worst["risk"])
+        shown[f"{share:.0%} of calm"] = {"odds": round(limit, 2), "found": f"{found} of {len(worst['risk'])}"}
+    print(json.dumps({"conversations": len(every), "limit": {k: len(v) for k, v in worst.items()}, **shown}))
+
+
+if __name__ == "__main__":
+    main()
