@@ -103,6 +103,10 @@ def make(size: str, quant: str, folder: Path) -> Path:
     return target
 
 
+SILENT: list[Any] = []
+"""Kept as long as the process: C holds no reference, and logs when a model is closed, too."""
+
+
 class Direct:
     """llama.cpp with nothing around it: one context, one sequence, decode and sample."""
 
@@ -110,8 +114,8 @@ class Direct:
         import llama_cpp as llama
 
         self.llama = llama
-        self.quiet = llama.llama_log_callback(lambda *_: None)
-        llama.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        SILENT.append(llama.llama_log_callback(lambda *_: None))
+        llama.llama_log_set(SILENT[-1], ctypes.c_void_p(0))
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         settings = llama.llama_context_default_params()

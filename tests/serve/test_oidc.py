@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -33,6 +34,8 @@ from warmline.serve.limits import Limits
 
 CLIENT, SECRET, GROUP = "warmline", "the client's secret", "listeners"
 KEY, OTHER_KEY = (RSAKey.generate_key(2048, {"kid": kid}) for kid in ("one", "two"))
+UNREAD = [{"kty": "OKP", "crv": "X999", "x": "AA", "kid": "new"}, {"kty": "tea"}]
+"""Keys of kinds that nobody knows: a service may publish them beside those it signs with."""
 
 
 class Provider:
@@ -44,7 +47,7 @@ class Provider:
         self.honest()
         app = FastAPI()
         app.get("/.well-known/openid-configuration")(self.description)
-        app.get("/keys")(lambda: KeySet([KEY, OTHER_KEY]).as_dict(private=False))
+        app.get("/keys")(lambda: {"keys": [*UNREAD, *KeySet([KEY, OTHER_KEY]).as_dict(private=False)["keys"]]})
         app.get("/authorize")(self.authorize)
         app.post("/token")(self.token)
         self.running = Running(app)
@@ -363,6 +366,51 @@ def test_how_often(provider: Provider, tmp_path: Path) -> None:
     assert int(seen[-1].headers["retry-after"]) > 0
 
 
+def test_coming_back_and_the_password_are_counted_apart(provider: Provider, tmp_path: Path) -> None:
+    """One ticket used again and again asks the service no more than 20 times; who has a password still comes in."""
+    keys = Keys(tmp_path / "keys.json")
+    keys.set_operator("ada", "a long enough password")
+    gate = Gate(keys, limits=Limits())
+    with Running(create_app(chat_with()[0], gate=gate, login=service_of(provider))) as server, Browser(server) as web:
+        own = re.sub("code=[^&]+", "code=x", web.to_the_service())
+        ticket = {"cookie": f"ticket={web.cookies['ticket']}"}
+        seen = [web.get(own, headers=ticket).status_code for _ in range(22)]
+        assert seen == [401] * 20 + [429] * 2
+        form = {"name": "ada", "password": "a long enough password"}
+        assert web.post("/operate/login", data=form).status_code == 303
+
+
+def test_another_website_sends_nobody_through_a_login(provider: Provider, server: Running) -> None:
+    with Browser(server) as browser:
+        for site, to in (("cross-site", "/operate/login"), ("same-site", "/operate/login"), ("none", provider.issuer)):
+            answer = browser.get("/operate/oidc", headers={"sec-fetch-site": site})
+            assert answer.headers["location"].startswith(to), site
+            assert ("set-cookie" in answer.headers) == (site == "none")
+
+
+def test_a_service_that_hangs_holds_few_threads(provider: Provider) -> None:
+    service = service_of(provider)
+    with contextlib.ExitStack() as hanging:
+        for _ in range(oidc.AT_ONCE):
+            hanging.enter_context(service._client())
+        with pytest.raises(oidc.NoLogin, match="too many"):
+            service.describe()
+        assert service.leaving() is None
+    for _ in range(oidc.AT_ONCE + 1):
+        assert service.describe()
+
+
+@pytest.mark.parametrize(("error", "told"), [("invalid_scope", "invalid_scope"), ("ada wants in", "")])
+def test_the_service_s_reason_is_told_if_it_is_a_known_one(provider: Provider, error: str, told: str) -> None:
+    service = service_of(provider)
+    back = "http://localhost/operate/oidc/back"
+    address, ticket = service.begin(back)
+    state = parse_qs(urlsplit(address).query)["state"][0]
+    with pytest.raises(oidc.NoLogin) as no:
+        service.finish(back, ticket, {"state": state, "error": error})
+    assert no.value.detail == f"it sent no code, or another service did {told}".strip()
+
+
 @pytest.mark.parametrize("methods", [["client_secret_post"], ["client_secret_basic", "client_secret_post"]])
 def test_how_the_server_shows_its_secret(provider: Provider, methods: list[str]) -> None:
     provider.described = {"token_endpoint_auth_methods_supported": methods}
@@ -374,7 +422,7 @@ def test_how_the_server_shows_its_secret(provider: Provider, methods: list[str])
         if good:
             assert service.finish(back, ticket, told)
         else:
-            with pytest.raises(oidc.NoLogin):
+            with pytest.raises(oidc.NoLogin, match="invalid_grant"):
                 service.finish(back, ticket, told)
 
 

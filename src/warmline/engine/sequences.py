@@ -239,16 +239,18 @@ class SharedContext:
     # ------------------------------------------------------------------ the worker
 
     def _work(self) -> None:
+        ending: StopReason | Exception = "cancelled"
         try:
             while self._step():
                 pass
         except BaseException as error:  # a fault of ours must not leave readers waiting
             self._fail(type(error).__name__)
+            ending = _failed(type(error).__name__)
         finally:
             with self._wake:
                 self._closed = True
             for job in [*self._jobs, *self._waiting]:
-                self._finish(job, "cancelled")
+                self._finish(job, ending)
             self._llama.llama_batch_free(self._batch)
             if self._context:
                 self._llama.llama_free(self._context)
@@ -347,11 +349,12 @@ class SharedContext:
     def _fail(self, cause: object) -> None:
         """Tell every reply under way, and begin anew with an empty cache: nobody knows what it holds now."""
         for job in list(self._jobs):
-            self._finish(job, EngineError(f"llama.cpp failed while replying ({cause})", code="engine-failed"))
+            self._finish(job, _failed(cause))
         if self._context:
             self._llama.llama_memory_clear(self._memory, False)
         for sequence in (*self._heads.values(), *self._sequences):
             sequence.ids, sequence.lent = [], 0
+        self._shifted = False
 
     # ------------------------------------------------------------------ the cache
 
@@ -424,7 +427,7 @@ class SharedContext:
         return start
 
     def _make_room(self, job: _Job, adapter: bool, target: _Sequence, spare: list[_Sequence]) -> bool:
-        """Forget the longest unused conversations until the job surely fits beside the replies under way."""
+        """Grow the cache, or forget the longest unused conversations, until the job fits beside those under way."""
 
         def own(ids: list[int], adapter: bool) -> int:
             return len(ids) - common(ids, self._heads[adapter].ids)
@@ -459,7 +462,11 @@ class SharedContext:
         while wanted < min(needed, self.cells):
             wanted *= 2
         size = llama.llama_state_get_size(self._context)
-        state = (ctypes.c_uint8 * size)()
+        try:
+            state = (ctypes.c_uint8 * size)()
+        except MemoryError:  # nothing is lost yet
+            self.cells = room
+            return True
         size = llama.llama_state_get_data(self._context, state, size)
         llama.llama_free(self._context)  # first, so that there are never two of them
         if not self._allocate(min(wanted, self.cells)):
@@ -515,6 +522,10 @@ class SharedContext:
                 if token not in job.quiet:
                     llama.llama_sampler_accept(chain, token)
         return chain
+
+
+def _failed(cause: object) -> EngineError:
+    return EngineError(f"llama.cpp failed while replying ({cause})", code="engine-failed")
 
 
 _SILENT: list[Any] = []

@@ -21,6 +21,8 @@ LOGIN_ADDRESS = "20/15 minutes"
 """Tries at any password or key from one address."""
 LOGIN_NAME = "50/hour"
 """Tries at one operator's password from anywhere."""
+LOGIN_ELSEWHERE = "20/15 minutes"
+"""Logins at another service that one address begins, and as many that it comes back from."""
 
 
 class Limits:
@@ -42,6 +44,7 @@ class Limits:
                 "login": LOGIN,
                 "login-address": LOGIN_ADDRESS,
                 "login-name": LOGIN_NAME,
+                "login-elsewhere": LOGIN_ELSEWHERE,
             }.items()
         }
 
@@ -66,6 +69,10 @@ class Limits:
     def entering(self, address: str) -> int:
         """Count a key that a visitor types."""
         return self._hit("login-address", household(address))
+
+    def elsewhere(self, address: str, step: str) -> int:
+        """Count a step of a login at another service: any website can cause one, so passwords are counted apart."""
+        return self._hit("login-elsewhere", household(address), step)
 
     def _hit(self, thing: str, *who: str) -> int:
         items = self._items[thing]

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,9 +27,17 @@ TICKET_SECONDS = 600
 SECONDS = 10.0
 LEEWAY_SECONDS = 60
 LONGEST_NAME = 60
+AT_ONCE = 8
+"""Logins that may wait for the service. Visitors' requests need threads of the same 40, also while it hangs."""
 ADDRESSES = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 # Never `none`, and nothing with a shared secret: what signs is the service's private key.
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+# What a service may give as its reason and the log repeats; anything else could be a person's words.
+REASONS = (
+    *("access_denied", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_response_type"),
+    *("server_error", "temporarily_unavailable", "invalid_client", "invalid_grant", "unsupported_grant_type"),
+    *("login_required", "interaction_required", "account_selection_required", "consent_required"),
+)
 
 
 class NoLogin(Exception):
@@ -43,7 +52,7 @@ class Service:
     """One OpenID Connect provider. Whoever's `claim` is, or holds, `group` is an operator.
 
     Raises:
-        ServeError: `dependency-missing`: authlib is not installed.
+        ServeError: `dependency-missing`: authlib or joserfc is not installed.
     """
 
     def __init__(
@@ -58,15 +67,18 @@ class Service:
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
+            import authlib.integrations.httpx_client  # type: ignore[import-untyped]
             import authlib.oidc.core  # type: ignore[import-untyped]  # noqa: F401
+            import joserfc  # noqa: F401
         except ImportError:
             raise ServeError(
-                "logging in with OpenID Connect needs the package `authlib`",
+                "logging in with OpenID Connect needs the packages `authlib` and `joserfc`",
                 code="dependency-missing",
                 hint="pip install 'warmline[oidc]'",
             ) from None
         self.issuer, self.client, self.group, self.claim, self.scope = issuer, client, group, claim, scope
         self._secret, self._clock, self._seed = secret, clock, secrets.token_bytes(32)
+        self._places = threading.Semaphore(AT_ONCE)
 
     @property
     def name(self) -> str:
@@ -98,7 +110,7 @@ class Service:
         with self._client(back) as web:
             found = self._described(web)
             if "code" not in told or told.get("iss", found["issuer"]) != found["issuer"]:
-                raise NoLogin("service", "it sent no code, or another service did")
+                raise NoLogin("service", f"it sent no code, or another service did {_known(told.get('error'))}".strip())
             token = web.fetch_token(
                 found["token_endpoint"],
                 grant_type="authorization_code",
@@ -155,8 +167,12 @@ class Service:
         from joserfc import jwt
         from joserfc.jwk import KeySet
 
-        signing = [key for key in keys["keys"] if key.get("use", "sig") == "sig"]
-        read = jwt.decode(token["id_token"], KeySet.import_key_set({"keys": signing}), algorithms=ALGORITHMS)
+        signing: list[Any] = []
+        for key in keys["keys"]:
+            if key.get("use", "sig") == "sig":
+                with contextlib.suppress(Exception):  # a service may publish keys of kinds that are not read here
+                    signing += KeySet.import_key_set({"keys": [key]}).keys
+        read = jwt.decode(token["id_token"], KeySet(signing), algorithms=ALGORITHMS)
         claims = CodeIDToken(
             read.claims,
             read.header,
@@ -169,8 +185,10 @@ class Service:
     @contextlib.contextmanager
     def _client(self, back: str | None = None) -> Iterator[Any]:
         """Speaks to the service. Whatever goes wrong means that nobody is logged in; told by its kind, not its text."""
-        from authlib.integrations.httpx_client import OAuth2Client  # type: ignore[import-untyped]
+        from authlib.integrations.httpx_client import OAuth2Client
 
+        if not self._places.acquire(blocking=False):
+            raise NoLogin("service", "too many logins are waiting for it")
         try:
             with OAuth2Client(
                 self.client,
@@ -184,10 +202,17 @@ class Service:
         except NoLogin:
             raise
         except Exception as error:
-            raise NoLogin("service", f"{journal.place(error)} {getattr(error, 'claim', '')}".strip()) from None
+            why = getattr(error, "claim", "") or _known(getattr(error, "error", ""))
+            raise NoLogin("service", f"{journal.place(error)} {why}".strip()) from None
+        finally:
+            self._places.release()
 
     def _made(self, ticket: str, what: str) -> str:
         return hmac.new(self._seed, f"{what}:{ticket}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def _known(reason: object) -> str:
+    return str(reason) if reason in REASONS else ""
 
 
 def _json(web: Any, address: str) -> dict[str, Any]:

@@ -139,7 +139,10 @@ def routes(
 
         @router.get("/operate/oidc")
         def login_elsewhere(request: Request) -> Response:
-            if wait := gate.limits.entering(caller_of(request).address):
+            # Another website must not send people through a login that they did not ask for.
+            if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+                return RedirectResponse("/operate/login", 303)
+            if wait := gate.limits.elsewhere(caller_of(request).address, "begin"):
                 return login_form("often", 429, **{"Retry-After": str(wait)})
             try:
                 address, ticket = service.begin(back(request))
@@ -153,6 +156,9 @@ def routes(
 
         @router.get("/operate/oidc/back")
         def login_back(request: Request) -> Response:
+            # A ticket is good for ten minutes, and every use of it has the service asked.
+            if wait := gate.limits.elsewhere(caller_of(request).address, "back"):
+                return login_form("often", 429, **{"Retry-After": str(wait)})
             kind = cookie_for(request.scope, TICKET)
             try:
                 who = service.finish(back(request), request.cookies.get(kind["key"], ""), request.query_params)
