@@ -48,10 +48,12 @@ REST = 50
 """After a classifier has hung, so many messages are screened without one."""
 
 PER_WINDOW = 1.0
-READ_PIECES = 48
+READ_PIECES = 32
 """Word pieces of a message that the encoder reads."""
 SURE = -4.0
 """Log-odds below which the linear model is believed alone. Of 1,443 lines at risk that were found, none lay there."""
+UNREAD = -2.0
+"""The most that the encoder's opinion counts for a sentence that it has not read."""
 ENCODER_SHARE = 1.0
 """What the encoder's log-odds count beside the linear model's."""
 
@@ -181,8 +183,8 @@ class Weights:
 def with_encoder(seen: Sequence[Sequence[str]], odds: list[Odds]) -> list[Odds]:
     """The windows' log-odds with the encoder's added, as far as `READ_PIECES` goes, the worst windows first.
 
-    A window it did not read gets the calmest opinion it gave in this message, but none for the better where it gave
-    none. Windows that the words find as calm as `SURE` are not read. Without the encoder's file, or when it fails,
+    A window it did not read gets the calmest opinion it gave in this message, and at most `UNREAD`: it was not among
+    the worst. Windows that the words find as calm as `SURE` are not read. Without the encoder's file, or when it fails,
     the linear model's odds stand.
     """
     read: dict[int, list[int]] = {}
@@ -201,7 +203,7 @@ def with_encoder(seen: Sequence[Sequence[str]], odds: list[Odds]) -> list[Odds]:
         opinions = reader.odds(list(read.values())) * ENCODER_SHARE
     except Exception:  # a damaged file or no memory must not cost the words' own opinion
         return odds
-    calmest = opinions.min(0)
+    calmest = opinions.min(0).clip(max=UNREAD)
     said = dict(zip(read, opinions, strict=True))
     return [
         (risk + float(more[0]), active + float(more[1]), method + float(more[2]))
@@ -307,7 +309,7 @@ def together(told: Sequence[Odds]) -> float:
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
     return {
-        "risk": 0.35,
+        "risk": 0.25,
         "strong": 0.6,
         "certain": 0.9,
         "faint": 0.05,
