@@ -4,7 +4,8 @@
     python scripts/train_encoder.py package/dist [--out src/warmline/safety/tables/encoder.safetensors]
 
 It starts from the Universal Sentence Encoder, lite, as that package holds it (Apache-2.0). The text is that of
-`scripts/train_screen.py`. About a quarter of an hour on one core.
+`scripts/train_screen.py`, which is run before; `scripts/train_talks.py` comes after. About a quarter of an hour on one
+core.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Text: the lines of `scripts/screen_lines`, turns of the conversations of `script
 in the sample corpus, the half of the templates in `tests/safety/cases` that `warmline.safety.classify.in_training`
 names, everyday distress from the grammar of the embedded base, and, as real distress without danger, questions from
 counsel-chat (MIT). No other text: the weights may be shipped under the project's licence.
+
+Then come `scripts/train_encoder.py` and `scripts/train_talks.py`, in this order.
 """
 
 from __future__ import annotations
