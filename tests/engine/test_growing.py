@@ -62,6 +62,28 @@ def test_what_was_kept_is_there_after_it_has_grown(models: dict[str, Path], gguf
     engine.close()
 
 
+def test_what_a_window_let_go_is_not_taken_over(models: dict[str, Path], gguf: dict[str, Path]) -> None:
+    """Layers that look back over a window give up what lies behind it when others need the cells, and whoever begins
+    with the same words as that conversation must not miss them."""
+    engine = opened(models, gguf, "gemma3", context=512, at_once=8)
+    shared = engine.shared
+    with Dictated(engine) as dictated:
+        cold = dictated.of(say(engine, "Number 1 cannot sleep, and nor can I.")[1])
+        empty(engine)
+        say(engine, "Number 1 cannot sleep at all.", max_tokens=120)
+        holder = next(s for s in shared._sequences if s.ids)
+        whole = len(holder.ids)
+        with shared._wake:
+            assert shared._grow(2000)
+        say(engine, "A different beginning.", max_tokens=120)
+        first = shared._llama.llama_memory_seq_pos_min(shared._memory, holder.number)
+        assert 0 < first < whole == len(holder.ids), "nothing was given up: the test shows nothing"
+        warm = say(engine, "Number 1 cannot sleep, and nor can I.")[1]
+    assert same(dictated.of(warm), cold)
+    assert warm.usage.cached_tokens >= len(engine._head), "what is still whole is taken"
+    engine.close()
+
+
 def test_it_waits_until_a_shift_is_done(models: dict[str, Path], gguf: dict[str, Path]) -> None:
     """A conversation that loses its oldest turns shifts its cache; one that comes in the same moment makes it grow."""
 

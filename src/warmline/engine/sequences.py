@@ -137,6 +137,7 @@ class SharedContext:
         self.vocabulary = llama.llama_model_get_vocab(self._model)
         self.tokens = int(llama.llama_vocab_n_tokens(self.vocabulary))
         self._can_shift = bool(llama.llama_memory_can_shift(self._memory))
+        self._window = int(llama.llama_model_n_swa(self._model))
         self._adapter = None
         if adapter is not None:
             self._adapter = llama.llama_adapter_lora_init(self._model, str(adapter).encode())
@@ -365,7 +366,7 @@ class SharedContext:
         if not idle or (self._jobs and adapter != self._adapted):
             return False  # the adapter is on or off for a whole batch
         held = [s for s in (*self._heads.values(), *self._sequences) if s.adapter == adapter and s.ids]
-        source = max(held, key=lambda s: common(s.ids, job.ids), default=None)
+        source = max(held, key=lambda s: self._held(s, job.ids), default=None)
         target, place, length = self._continued(job, [s for s in idle if s.adapter == adapter])
         if target is None:
             target = min(idle, key=lambda s: (bool(s.ids), s.used))
@@ -373,7 +374,7 @@ class SharedContext:
             return False
         if adapter != self._adapted:
             self._switch(adapter)
-        kept = common(target.ids, job.ids) if target.adapter == adapter else 0
+        kept = self._held(target, job.ids) if target.adapter == adapter else 0
         if length:
             kept = job.head
             self._remove(target, place + length)
@@ -382,13 +383,12 @@ class SharedContext:
             target.ids[kept:place] = []
             self._shifted = True
             kept += length
-        elif source is not None and source is not target and common(source.ids, job.ids) > kept:
+        elif source is not None and source is not target and (found := self._held(source, job.ids)) > kept:
             self._remove(target, 0)
-            kept = common(source.ids, job.ids)
+            kept = found
             self._llama.llama_memory_seq_cp(self._memory, source.number, target.number, 0, kept)
             target.ids = job.ids[:kept]
             source.lent, target.lent = max(source.lent, kept), kept
-        # the last token is read anew in any case: its logits choose the first word
         kept = self._remove(target, min(kept, len(job.ids) - 1))
         self._clock += 1
         target.adapter, target.busy, target.used = adapter, True, self._clock
@@ -407,15 +407,31 @@ class SharedContext:
             kept = common(sequence.ids, job.ids)
             if kept < job.head or not sequence.ids:
                 continue
+            kept = self._held(sequence, job.ids)
             place, length = moved(sequence.ids, job.ids, job.head) if self._can_shift and job.head else (0, 0)
             # only whole turns: what goes must end with a turn's end and the opening of the next
             whole = any(token in job.quiet for token in sequence.ids[max(job.head, place - OPENING) : place])
+            whole = whole and self._whole(sequence, place, place + length)
             if length < max(WORTH_SHIFTING, kept - job.head) or place < sequence.lent or not whole:
                 place = length = 0
             stay, own = max(kept - job.head, length), len(sequence.ids) - job.head
             if stay > most and (2 * stay >= own or length):
                 best, most = (sequence, place, length), stay
         return best
+
+    def _held(self, sequence: _Sequence, ids: list[int]) -> int:
+        """How many of these ids can be taken from a sequence. The last is read anew: its logits choose a word."""
+        kept = min(common(sequence.ids, ids), len(ids) - 1)
+        return kept if self._whole(sequence, 0, kept) else 0
+
+    def _whole(self, sequence: _Sequence, start: int, end: int) -> bool:
+        """Whether the cache still holds all from `start` on that a token at `end` looks at.
+
+        Layers that look back over a sliding window let go, when others need cells, what their own sequence will not
+        look at any more; one that takes over its beginning would.
+        """
+        first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence.number))
+        return first == 0 or 0 < first <= end - self._window >= start
 
     def _remove(self, sequence: _Sequence, start: int) -> int:
         """Forget what a sequence holds from `start` on; returns where it ends now, 0 if it could only go whole."""
@@ -484,7 +500,7 @@ class SharedContext:
         """The first prompt that holds it leaves the head behind for all that follow."""
         assert job.sequence is not None
         head = self._heads[job.sequence.adapter]
-        if job.head and head.ids != job.ids[: job.head]:
+        if job.head and head.ids != job.ids[: job.head] and self._whole(job.sequence, 0, job.head):
             self._remove(head, 0)
             self._llama.llama_memory_seq_cp(self._memory, job.sequence.number, head.number, 0, job.head)
             head.ids = job.ids[: job.head]
