@@ -87,9 +87,10 @@ class _Chunked(torch.autograd.Function):
         rows = max(16, PIECE // len(weight))
         if hidden.device.type == "cpu":
             rows = min(rows, ROWS)
+        piece = hidden.new_empty(min(rows, len(hidden)), len(weight))  # one for all: fresh memory costs more than it
         for start in range(0, len(hidden), rows):
             some, wanted = hidden[start : start + rows], labels[start : start + rows]
-            logits = linear(some, matrix)
+            logits = torch.mm(some, matrix.t(), out=piece[: len(some)])
             total += _softmax(logits, wanted, cap, need_hidden or need_weight)
             if to_hidden is not None:
                 torch.mm(logits, matrix, out=to_hidden[start : start + rows])
