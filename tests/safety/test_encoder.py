@@ -48,8 +48,9 @@ def test_training_computes_the_same(encoder: encoding.Encoder, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "train_encoder", raising=False)
     import train_encoder
 
+    tensors, _ = encoding.stored()
     learner = train_encoder.Learner(
-        {**encoder._t, "heads.weight": encoder._t["heads.weight"] / np.float32(train_encoder.STRETCH)}
+        {**tensors, "heads.weight": tensors["heads.weight"] / np.float32(train_encoder.STRETCH)}
     ).eval()
     ids = [encoder.tokens(line) for line in LINES]
     with torch.no_grad():
@@ -65,6 +66,36 @@ def test_pieces_are_the_likeliest_reading() -> None:
     assert tiny.tokens("ab") == [3], "one piece at -1.5 beats two at -2"
     assert tiny.tokens("abc") == [3, 4]
     assert tiny.tokens("a?b") == [1, 0, 2], "an unknown letter is piece 0"
+
+
+def test_no_piece_reaches_over_a_space() -> None:
+    _, pieces = encoding.stored()
+    assert not [piece for piece, _ in pieces if "\u2581" in piece[1:]], "else words may not be taken apart one by one"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.sampled_from("abdeilmost'?9é"), max_size=12), min_size=1, max_size=6))
+def test_words_are_taken_apart_one_by_one(words: list[str]) -> None:
+    tokens = encoding.shipped().tokens
+    assert tokens(" ".join(words)) == [piece for word in words for piece in tokens(word)]
+
+
+def test_a_very_long_word_is_not_remembered(encoder: encoding.Encoder) -> None:
+    before = encoder._word.cache_info().currsize
+    encoder.tokens("q" * (encoding.LONGEST + 1))
+    assert encoder._word.cache_info().currsize == before
+
+
+@pytest.mark.parametrize("small", [1, 200_000, 10**9])
+def test_products_do_not_depend_on_how_rows_are_shared_out(
+    small: int, encoder: encoding.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_SMALL", small)
+    tensors, _ = encoding.stored()
+    for name, rows in (("0.up", 33), ("1.down", 7), ("sentence", 1), ("heads", 5)):
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        x = np.random.default_rng(rows).standard_normal((rows, len(weight))).astype(np.float32)
+        np.testing.assert_allclose(encoder._linear(x, name), x @ weight + bias, atol=1e-4)
 
 
 def test_long_texts_are_read_as_far_as_it_learnt(encoder: encoding.Encoder) -> None:

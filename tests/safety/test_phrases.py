@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 
 from warmline.errors import SafetyError
 from warmline.safety.normalise import normalise
-from warmline.safety.phrases import Grammar, PhraseBook, words_of
+from warmline.safety.phrases import Grammar, Hit, PhraseBook, Words, words_of
 
 
 def found(phrase: str, text: str, **classes: list[str]) -> list[str]:
@@ -56,3 +57,60 @@ def test_no_text_makes_it_run_away(text: str) -> None:
     began = time.perf_counter()
     screen(text)
     assert time.perf_counter() - began < 3.0
+
+
+def test_no_phrase_is_left_out_that_would_have_been_found() -> None:
+    """What is tried only where all its parts can be is found as if everything were tried everywhere."""
+    from conftest import cases
+
+    from warmline.safety.screen import lexicon
+
+    lines = [line for name in ("risk", "benign") for _, lines in cases(name).values() for line in lines]
+    book = lexicon().book
+    phrases = {id(phrase): phrase for many in book._index.values() for _, phrase in many}.values()
+    found = 0
+    for start in range(0, len(lines), 29):
+        words = words_of(normalise(". ".join(lines[start : start + 29 : 6])).text)
+        hits = Counter[Hit]()
+        for place, first in enumerate(words.sentences):
+            after = words.sentences[place + 1] if place + 1 < len(words.sentences) else len(words.words)
+            stop = words.starts[after] if after < len(words.words) else len(words.line)
+            for phrase in phrases:
+                for match in phrase.pattern.finditer(words.line, words.starts[first], stop):
+                    hits[Hit(phrase.key, words.index(match.start()), words.index(match.end() - 1) + 1)] += 1
+        # of a rule of several parts, those alone count that stand in a sentence with all the others
+        tried = Counter(book.search(words))
+        assert tried <= hits
+        assert whole(hits, words) == whole(tried, words)
+        found += len(tried)
+    assert found > 50
+
+
+def whole(hits: Counter[Hit], words: Words) -> Counter[Hit]:
+    from warmline.safety.screen import lexicon
+
+    def at(hit: Hit) -> tuple[str, int]:
+        return hit.key.partition("#")[0], words.sentence(hit.first)[0]
+
+    met = Counter(at(hit) for hit in {Hit(h.key, words.sentence(h.first)[0], 0): h for h in hits}.values())
+    return Counter(
+        {hit: n for hit, n in hits.items() if "#" not in hit.key or met[at(hit)] == lexicon().parts[at(hit)[0]]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "sentences"),
+    [
+        ("", [], [0]),
+        ("no", ["no"], [0]),
+        ("no... yes!!\n\nwhy?!", ["no", ".", "yes", "!", "why", "?"], [0, 2, 4]),
+        ("why?? so; well", ["why", "?", "?", "so", ".", "well"], [0, 2, 3, 5]),
+        (". a, b", [".", "a", ",", "b"], [0, 1]),
+    ],
+)
+def test_words_and_sentences(text: str, words: list[str], sentences: list[int]) -> None:
+    apart = words_of(text)
+    assert list(apart.words) == words
+    assert list(apart.sentences) == sentences
+    assert [apart.line[start:].split(" ")[0] for start in apart.starts] == words
+    assert [apart.index(start) for start in apart.starts] == list(range(len(words)))

@@ -19,6 +19,8 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from warmline.safety import encoder
 from warmline.safety.phrases import Words
 from warmline.safety.tables import read, table
@@ -64,6 +66,8 @@ WORST = 3
 CALM = -8.0
 """The least that a turn counts, and what one that was not said counts as."""
 
+_BIAS = ""
+"""Stands in every window; no feature is empty."""
 _MARKS = frozenset('.!?,:"')
 _WINDOW = 60
 
@@ -73,18 +77,15 @@ def in_training(slice_: str, template: str) -> bool:
     return hashlib.sha256(f"{slice_}/{template}".encode()).digest()[0] % 2 == 0
 
 
-@lru_cache(maxsize=1)
-def _kinds() -> tuple[dict[str, tuple[str, ...]], tuple[tuple[str, str], ...]]:
-    """Whole words with their kinds, and stems with theirs."""
-    whole: dict[str, tuple[str, ...]] = {}
-    stems: list[tuple[str, str]] = []
+@cache
+def _kinds() -> tuple[dict[str, list[str]], dict[str, list[str]], tuple[int, ...]]:
+    """Whole words with their kinds, stems with theirs, and how long stems are."""
+    whole: dict[str, list[str]] = {}
+    stems: dict[str, list[str]] = {}
     for kind, words in table("kinds.yaml")["kinds"].items():
         for word in map(str, words):
-            if word.endswith("*"):
-                stems.append((word[:-1], kind))
-            elif kind not in whole.get(word, ()):
-                whole[word] = (*whole.get(word, ()), kind)
-    return whole, tuple(stems)
+            (stems if word.endswith("*") else whole).setdefault(word.removesuffix("*"), []).append(kind)
+    return whole, stems, tuple(sorted({len(stem) for stem in stems}))
 
 
 @lru_cache(maxsize=16384)
@@ -94,9 +95,9 @@ def kinds_of(word: str) -> tuple[str, ...]:
     >>> kinds_of("bridges")
     ('height',)
     """
-    whole, stems = _kinds()
-    found = whole.get(word, ())
-    return found + tuple(kind for stem, kind in stems if kind not in found and word.startswith(stem))
+    whole, stems, lengths = _kinds()
+    found = [*whole.get(word, ()), *(kind for n in lengths if n <= len(word) for kind in stems.get(word[:n], ()))]
+    return tuple(dict.fromkeys(found))
 
 
 def features(words: Sequence[str]) -> dict[str, float]:
@@ -106,6 +107,7 @@ def features(words: Sequence[str]) -> dict[str, float]:
     won't be mine to feed" has in common with other farewells is not its words.
     """
     kept = [word for word in words if word not in _MARKS][:_WINDOW]
+    kinds_at = [kinds_of(word) for word in kept]
     found: dict[str, float] = {"?": 1.0} if "?" in words else {}
     before: tuple[str, ...] = ()
     present: set[str] = set()
@@ -113,11 +115,11 @@ def features(words: Sequence[str]) -> dict[str, float]:
         found[word] = 1.0
         if len(word) > 5:
             found[word[:5] + "*"] = 1.0
-        kinds = kinds_of(word)
+        kinds = kinds_at[place]
         if place + 1 < len(kept):
             after = kept[place + 1]
             found[f"{word} {after}"] = 1.0
-            for kind in kinds_of(after):
+            for kind in kinds_at[place + 1]:
                 found[f"{word} <{kind}"] = 1.0
             for kind in kinds:
                 found[f"{kind}> {after}"] = 1.0
@@ -140,36 +142,45 @@ def features(words: Sequence[str]) -> dict[str, float]:
 
 
 class Weights:
-    """A linear model with three heads over `features`."""
+    """A linear model with three heads over `features`, which it knows by their hashes."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.version = document["version"]
-        self._bias: list[float] = document["bias"]
-        self._weights: dict[str, list[float]] = document["weights"]
+        rows = {_BIAS: document["bias"], **document["weights"]}
+        hashes = np.fromiter(map(hash, rows), np.int64, len(rows))
+        order = hashes.argsort()
+        self._hashes, self._rows = hashes[order], np.array(list(rows.values()), float)[order]
         _kinds()  # read now, not while somebody waits
 
     def window(self, words: Sequence[str]) -> Odds:
         """Log-odds for one or two sentences."""
-        risk, active, method = self._bias
-        for name in features(words):
-            weight = self._weights.get(name)
-            if weight is not None:
-                risk += weight[0]
-                active += weight[1]
-                method += weight[2]
-        return risk, active, method
+        return self.windows([words])[0]
 
-    def __call__(self, words: Words) -> Judgement:
+    def windows(self, seen: Sequence[Sequence[str]]) -> list[Odds]:
+        """
+        Raises:
+            TimeoutError: it took longer than `SECONDS`.
+        """
         deadline = time.monotonic() + SECONDS
-        judged = []
-        seen = windows(words)
-        for window in seen:
-            judged.append(self.window(window))
+        hashes: list[int] = []
+        starts: list[int] = []
+        for words in seen:
+            starts.append(len(hashes))
+            hashes.append(hash(_BIAS))
+            hashes += map(hash, features(words))
             if time.monotonic() > deadline:
                 raise TimeoutError
-        if not judged:
+        wanted = np.array(hashes)
+        places = self._hashes.searchsorted(wanted)
+        known = self._hashes.take(places, mode="clip") == wanted
+        counted = self._rows.take(places, 0, mode="clip") * known[:, None]
+        return [(risk, active, method) for risk, active, method in np.add.reduceat(counted, starts, 0).tolist()]
+
+    def __call__(self, words: Words) -> Judgement:
+        seen = windows(words)
+        if not seen:
             return Judgement(0.0, 0.0, 0.0)
-        judged = with_encoder(seen, judged)
+        judged = with_encoder(seen, self.windows(seen))
         # a long message has more sentences that sound bad by chance: the two worst are taken together, less a toll
         toll = PER_WINDOW * math.log(len(judged) + 2)
         best, worst = [], []

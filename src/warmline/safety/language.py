@@ -30,6 +30,16 @@ def _stopwords() -> dict[str, frozenset[str]]:
     return found | {code: frozenset(map(str, words)) for code, words in rows["others"].items()}
 
 
+@cache
+def _languages_of() -> dict[str, tuple[str, ...]]:
+    """In which languages a word is common."""
+    found: dict[str, tuple[str, ...]] = {}
+    for code, words in _stopwords().items():
+        for word in words:
+            found[word] = (*found.get(word, ()), code)
+    return found
+
+
 def looks_english(words: tuple[str, ...]) -> bool:
     """Whether enough common English words are there to leave the other languages' phrases aside.
 
@@ -66,7 +76,10 @@ def language_of(words: tuple[str, ...]) -> str:
     plain = [word for word in words if word.isalpha()]
     if len(plain) < 2:
         return "en"
-    counts = {code: sum(word in known for word in plain) for code, known in _stopwords().items()}
+    counts = dict.fromkeys(_stopwords(), 0)
+    for word in plain:
+        for code in _languages_of().get(word, ()):
+            counts[code] += 1
     english = counts.pop("en")
     best = max(counts, key=lambda code: counts[code])
     if counts[best] > english and counts[best] >= 2:

@@ -210,8 +210,9 @@ def _rewrite(
     kept = array("l")
     done = 0
     for match in pattern.finditer(text):
-        new = change(match.group())
-        if new == match.group():
+        found = match.group()
+        new = change(found)
+        if new == found:
             continue
         start, end = match.span()
         pieces.append(text[done:start])

@@ -17,12 +17,14 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 
 from warmline.errors import SafetyError
 from warmline.safety.normalise import normalise
 
 _TOKEN = re.compile(r"[^\s.,!?;:\"()…\[\]{}<>|“”。，！？、।]+|[.!?…;。！？।\n]|[,:\"，、]")
-_END = re.compile(r"[.!?…;。！？।\n]")
+_END = frozenset(".!?…;。！？।\n")
 _PIECE = re.compile(r"\(|\)\??|\||<[a-z_0-9]+>\??|\.\.\.\d*|[^\s()|<>]+")
 _GAP = r"(?:[^ .!?;\n]{1,60} ){0,%d}?"
 _PLAIN_GAP = (
@@ -61,20 +63,19 @@ def words_of(text: str) -> Words:
     """Take a normalised text apart into words and sentence ends."""
     words: list[str] = []
     spans: list[tuple[int, int]] = []
-    starts: list[int] = []
-    place = 1
+    before = ""
     for match in _TOKEN.finditer(text):
         word = match.group()
-        if _END.fullmatch(word):
+        if word in _END:
             word = "." if word not in "!?" else word
-            if words and words[-1] in ".!?" and word in ".!":
+            if before and before in ".!?" and word in ".!":
                 continue
         words.append(word)
         spans.append(match.span())
-        starts.append(place)
-        place += len(word) + 1
+        before = word
+    starts = accumulate((len(word) + 1 for word in words[:-1]), initial=1) if words else ()
     sentences = [0, *(n + 1 for n, word in enumerate(words[:-1]) if word in ".!?")]
-    line = " " + "".join(f"{word} " for word in words)
+    line = " " + "".join([f"{word} " for word in words])
     return Words(line, tuple(words), tuple(starts), tuple(spans), tuple(sentences))
 
 
@@ -95,8 +96,9 @@ class _Part:
     needs: list[frozenset[str]] = field(default_factory=list)
 
 
-def _smallest(needs: list[frozenset[str]]) -> frozenset[str] | None:
-    return min(needs, key=lambda need: (len(need), -max(map(len, need)))) if needs else None
+def rarest(needs: Sequence[frozenset[str]]) -> frozenset[str] | None:
+    """The set whose words are the least likely to be met: few of them, and long ones, which are rarer."""
+    return min(needs, key=lambda need: sum(2.0 ** -len(word) for word in need)) if needs else None
 
 
 class Grammar:
@@ -143,7 +145,7 @@ class Grammar:
         return part
 
     def _either(self, parts: list[_Part]) -> _Part:
-        needs = [_smallest(part.needs) for part in parts]
+        needs = [rarest(part.needs) for part in parts]
         # longest first: the matcher takes the first alternative that fits
         regex = "|".join(dict.fromkeys(sorted((part.regex for part in parts), key=len, reverse=True)))
         known = [need for need in needs if need is not None]
@@ -206,47 +208,48 @@ class Hit:
 
 
 class PhraseBook:
-    """Many phrases, searched at once: only those whose rarest word occurs are tried."""
+    """Many phrases, searched at once: only those are tried of which every obligatory part occurs.
+
+    Each set of words that a phrase needs has a bit; what a word is good for, and what a phrase needs, are numbers.
+    """
 
     def __init__(self, phrases: Iterable[Phrase]) -> None:
-        self._index: dict[str, list[Phrase]] = {}
-        stems: set[str] = set()
+        bits: dict[frozenset[str], int] = {}
+        self._index: dict[str, list[tuple[int, Phrase]]] = {}
         for phrase in phrases:
-            anchor = min(phrase.needs, key=lambda need: (len(need), -max(map(len, need))))
-            for word in anchor:
-                self._index.setdefault(word, []).append(phrase)
-            stems.update(word[:-1] for need in phrase.needs for word in need if word.endswith("*"))
-        self._stems = frozenset(stems)
-        self._lengths = tuple(sorted({len(stem) for stem in stems}))
-        self._met: dict[str, tuple[str, ...]] = {}
+            needed = 0
+            for need in phrase.needs:
+                needed |= bits.setdefault(need, 1 << len(bits))
+            for word in rarest(phrase.needs) or ():
+                self._index.setdefault(word, []).append((needed, phrase))
+        self._fills: dict[str, int] = {}
+        for need, bit in bits.items():
+            for word in need:
+                self._fills[word] = self._fills.get(word, 0) | bit
+        self._lengths = tuple(sorted({len(word) - 1 for word in self._fills if word.endswith("*")}))
+        self._met = lru_cache(maxsize=16384)(self._meet)
 
-    def _stems_of(self, word: str) -> tuple[str, ...]:
-        known = self._met.get(word)
-        if known is None:
-            known = tuple(word[:n] + "*" for n in self._lengths if len(word) >= n and word[:n] in self._stems)
-            if len(self._met) < 50_000:
-                self._met[word] = known
-        return known
+    def _meet(self, word: str) -> tuple[int, tuple[tuple[int, Phrase], ...]]:
+        """What a word of a text is good for, as itself and by its beginnings, and the phrases to be tried for it."""
+        names = (word, *(word[:n] + "*" for n in self._lengths if len(word) >= n))
+        filled = 0
+        for name in names:
+            filled |= self._fills.get(name, 0)
+        return filled, tuple(pair for name in names for pair in self._index.get(name, ()))
 
     def search(self, words: Words) -> Iterator[Hit]:
-        """Every place where a phrase stands, in no particular order. A phrase stands within one sentence."""
+        """Every place where a phrase stands, sentence by sentence. A phrase stands within one sentence."""
         for place, start in enumerate(words.sentences if words.words else ()):
             last = place + 1 == len(words.sentences)
             end = len(words.words) if last else words.sentences[place + 1]
-            present = set(words.words[start:end])
-            for word in words.words[start:end]:
-                present.update(self._stems_of(word))
+            met = [self._met(word) for word in dict.fromkeys(words.words[start:end])]
+            present = 0
+            for filled, _ in met:
+                present |= filled
+            # a dict and no set: the order of what is found is that of the text
+            fitting = {id(phrase): phrase for _, pairs in met for need, phrase in pairs if need & present == need}
             begin, stop = words.starts[start], len(words.line) if last else words.starts[end]
-            tried: set[int] = set()
-            for word in present:
-                for phrase in self._index.get(word, ()):
-                    if id(phrase) in tried:
-                        continue
-                    tried.add(id(phrase))
-                    for need in phrase.needs:  # not any(): this is where screening spends its time
-                        if need.isdisjoint(present):
-                            break
-                    else:
-                        for match in phrase.pattern.finditer(words.line, begin, stop):
-                            if match.end() > match.start():
-                                yield Hit(phrase.key, words.index(match.start()), words.index(match.end() - 1) + 1)
+            for phrase in fitting.values():
+                for match in phrase.pattern.finditer(words.line, begin, stop):
+                    if match.end() > match.start():
+                        yield Hit(phrase.key, words.index(match.start()), words.index(match.end() - 1) + 1)

@@ -7,7 +7,7 @@ invented. Then a small classifier, which may only raise what the words found. Sh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from warmline.errors import SafetyError
 from warmline.safety.classify import Classifier, Judgement, Odds, shipped, thresholds
 from warmline.safety.language import SCREENED, language_of, looks_english
 from warmline.safety.normalise import Normalised, normalise
-from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, words_of
+from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, rarest, words_of
 from warmline.safety.tables import table
 
 SHORT = 30
@@ -116,9 +116,15 @@ class Lexicon:
                 )
             self.rules[rule.id] = rule
             phrases += [grammar.compile(str(phrase), rule.id) for phrase in entry.get("say", ())]
-            for part, group in enumerate(entry.get("all", ())):
-                phrases += [grammar.compile(str(phrase), f"{rule.id}#{part}") for phrase in group]
-                self.parts[rule.id] = part + 1
+            parts = [
+                [grammar.compile(str(phrase), f"{rule.id}#{part}") for phrase in group]
+                for part, group in enumerate(entry.get("all", ()))
+            ]
+            if parts:
+                self.parts[rule.id] = len(parts)
+                # no part is looked for where another can't be
+                needs = [frozenset[str]().union(*(rarest(one.needs) or () for one in part)) for part in parts]
+                phrases += [replace(one, needs=(*one.needs, *needs)) for part in parts for one in part]
         self.book = PhraseBook(phrases)
         self.together = [(e["id"], frozenset(e["has"]), int(e["level"])) for e in lexicon["together"]]
 
