@@ -2,6 +2,7 @@
 # The trainers that benchmarks/train_step.py compares with, each in an environment of its own under build/peers.
 #
 #     benchmarks/peers.sh [llamafactory] [torchtune] [litgpt]
+#     benchmarks/peers.sh unsloth          for benchmarks/full_size.py; needs a GPU and CUDA's torch
 #
 # Torch is pinned to Warmline's, so that all are timed on the same kernels; on a machine without a GPU point pip at the
 # CPU wheel (PIP_FIND_LINKS or --index-url), or it fetches gigabytes of CUDA. What asks for another torch, or for audio
@@ -28,6 +29,9 @@ for peer in ${*:-llamafactory torchtune litgpt}; do
         install $torch safetensors tokenizers jsonargparse huggingface_hub tqdm pyyaml psutil \
             lightning-utilities torchmetrics packaging fsspec typing_extensions
         install --no-deps litgpt==0.5.13 lightning==2.6.0
+        ;;
+    unsloth)
+        install $torch unsloth==2026.10.9 pydantic pyyaml
         ;;
     *)
         echo "no such peer: $peer" >&2

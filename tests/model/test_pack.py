@@ -109,9 +109,9 @@ def test_known_shapes(models: dict[str, Path], name: str, case: str) -> None:
     assert_equal(opened(models, name), CASES[case], [packing.pack(CASES[case])])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "gemma3", "qwen3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_torchs_own_attention_for_long_texts(models: dict[str, Path], monkeypatch: Any, name: str) -> None:
-    """Texts too long for ours, and every text on a GPU."""
+    """Texts too long for ours."""
     monkeypatch.setattr(packing, "LONGEST", 0)
     for case in ("one question, many answers", "a dialogue cut at every turn", "one the beginning of the other"):
         assert_equal(opened(models, name), CASES[case], [packing.pack(CASES[case])])
@@ -184,6 +184,20 @@ def test_a_row_that_cannot_be_made_smaller_says_so(case: str) -> None:
     """Whoever halves the capacity when memory runs out must know when to stop."""
     rows = packing.packs(CASES[case], capacity=1)
     assert all(row.single and row.ids.shape[1] == max(len(CASES[case][0]), row.positions.max() + 1) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "gemma3"])
+@pytest.mark.parametrize("length", [15, 16, 17])
+def test_what_fills_a_row_up_changes_nothing(models: dict[str, Path], monkeypatch: Any, name: str, length: int) -> None:
+    model = opened(models, name)
+    rows = [packing.pack([text(list(range(5, 5 + length)), owner="c0"), text(list(range(9, 9 + length)), owner="c1")])]
+    filled, gradients = measured(model, rows)
+    seen = packing._filled(rows[0])[0].shape[1]
+    assert seen == -(-rows[0].ids.shape[1] // packing.EIGHT) * packing.EIGHT
+    monkeypatch.setattr(packing, "EIGHT", 1)
+    bare, expected = measured(model, rows)
+    assert filled == pytest.approx(bare, rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, expected, strict=True))
 
 
 def test_nothing_packs_to_nothing() -> None:

@@ -184,6 +184,15 @@ def load_tokenizer(base: recipe.Base) -> Any:
         )
 
 
+def half(device: str) -> torch.dtype:
+    """What is multiplied on a device: bf16, or fp16 on GPUs without units for bf16, such as a T4.
+
+    torch calls bf16 supported there too, for it can imitate it: several times slower than fp16.
+    """
+    slow = device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if slow else torch.bfloat16
+
+
 def load_model(base: recipe.Base, device: str | None = None) -> Any:
     """The base's weights in the precision the recipe asks for, ready for inference or an adapter.
 
@@ -193,15 +202,14 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
     check(base)
     where = locate(base.model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # T4 and older have no bf16 units; fp16 computes there what bf16 would.
-    half = torch.float16 if device == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    dtype = torch.float32 if base.load == "fp32" else half(device)
     quantisation = None
     if base.load == "nf4":
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=base.double_quant,
-            bnb_4bit_compute_dtype=half,
+            bnb_4bit_compute_dtype=half(device),
         )
     elif base.load == "int8":
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
@@ -215,7 +223,7 @@ def load_model(base: recipe.Base, device: str | None = None) -> Any:
             config=config,
             revision=base.revision,
             trust_remote_code=base.trust_remote_code,
-            dtype=torch.float32 if base.load == "fp32" else half,
+            dtype=dtype,
             quantization_config=quantisation,
             device_map={"": device},
             # Where the part that reads and writes lies in the files of a base that also sees pictures.

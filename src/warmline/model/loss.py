@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from warmline.model import pack as packing
 from warmline.model.pack import Pack

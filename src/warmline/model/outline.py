@@ -18,6 +18,7 @@ from warmline import recipe
 from warmline.errors import ModelError
 from warmline.model import load, scratch
 from warmline.model.adapter import add_adapter
+from warmline.model.pack import takes_told
 
 SAME_INPUT = frozenset({"k_proj", "v_proj", "up_proj"})
 """Layers that read what `q_proj` or `gate_proj` beside them reads: it is kept once."""
@@ -82,8 +83,7 @@ def outline(base: recipe.Base, adapter: recipe.Adapter) -> Outline:
         largest=max(sizes, default=0),
         kept=sum(inputs) + sum(outputs),
         attended=2 * (heads + groups) * head_width * config.num_hidden_layers,
-        # Falcon's attention, with one key for all heads, is not one that torch computes in blocks.
-        scores=0 if model._supports_attention_backend else heads * config.num_hidden_layers,
+        scores=0 if model._supports_attention_backend or takes_told(model) else heads * config.num_hidden_layers,
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         widest=max(outputs, default=config.hidden_size),

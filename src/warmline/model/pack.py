@@ -6,18 +6,20 @@ Conversations of a row that begin alike share that beginning: it is computed onc
                         └──[ answer of B ]
 
 Knows nothing of templates or loss. Attention is made per part by `attend`, registered with transformers under the name
-`warmline`; architectures with an attention of their own (Falcon) compute a pack's conversations one by one.
+`warmline`, or handed to Falcon in the place of a mask; architectures with an attention of another kind compute a pack's
+conversations one by one.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import Any
 
 import torch
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -28,6 +30,8 @@ SHORTEST = 8
 """Fewer common tokens than this stay with each conversation: joining parts would cost more than computing them."""
 DEEPEST = 64
 """Parts on the way from a beginning to an end; texts that branch more often repeat what lies beyond."""
+EIGHT = 8
+"""Rows of tokens are filled up to a multiple: an odd number of rows can slow every matrix product by a fifth."""
 KEY = 8
 """A part keeps its own copy of what it attends to; so many keys take about as much memory as one computed token."""
 
@@ -210,34 +214,63 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each part to its path: query [1, heads, tokens, width] → [1, tokens, heads, width]."""
     layout = layout or Layout((query.shape[2],), ((0,),))
-    grouped = query.shape[1] != key.shape[1]
     kept = value.dtype
     on_cpu = query.device.type == "cpu"
+    dropout = dropout if module.training else 0.0
     # split, not slices: the backward of a slice fills a whole pack with zeros for each part
     queries, keys, values = (torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value))
     outputs = []
     for q, path in zip(queries, layout.paths, strict=True):
         k, v = (torch.cat([of[part] for part in path], dim=2) if path[1:] else of[path[0]] for of in (keys, values))
-        if on_cpu and k.shape[2] <= LONGEST and not (dropout and module.training):
+        if not on_cpu:
+            outputs.append(_attend_fused(q.to(kept), k.to(kept), v, scaling, sliding_window, dropout))
+            continue
+        if k.shape[2] <= LONGEST and not dropout:
             outputs.append(attend_short(q.to(kept), k.to(kept), v, scaling, sliding_window))
             continue
-        if on_cpu:  # the backward of the CPU kernel is faster in fp32 than in bf16
-            q, k, v = q.float(), k.float(), v.float()
         mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
-        with torch.autocast(query.device.type, enabled=False) if on_cpu else contextlib.nullcontext():
+        with torch.autocast("cpu", enabled=False):
             outputs.append(
                 scaled_dot_product_attention(
-                    q,
-                    k,
-                    v,
+                    q.float(),  # the backward of the CPU kernel is faster in fp32 than in bf16
+                    k.float(),
+                    v.float(),
                     attn_mask=mask,
                     is_causal=mask is None,
                     scale=scaling,
-                    enable_gqa=grouped,
-                    dropout_p=dropout if module.training else 0.0,
+                    enable_gqa=query.shape[1] != key.shape[1],
+                    dropout_p=dropout,
                 )
             )
     return torch.cat([output.to(kept) for output in outputs], dim=2).transpose(1, 2), None
+
+
+def _attend_fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, window: int | None, dropout: float
+) -> torch.Tensor:
+    """One part's attention by a kernel that never holds its scores, as far as the device has one.
+
+    FlashAttention takes keys that heads share, and no mask but this bias. The other kernel takes masks and no shared
+    keys: for it each head gets its own copy, which costs less than whole scores.
+    """
+    mask = _mask(q.shape[2], k.shape[2], window, q.device)
+    lower_right = mask is not None and (window is None or k.shape[2] <= window)
+    shared = q.shape[1] // k.shape[1]
+    if shared > 1 and (
+        (mask is not None and not lower_right)
+        or not can_use_flash_attention(SDPAParams(q, k, v, None, dropout, False, True))
+    ):
+        k, v, shared = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), 1
+    return scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=causal_lower_right(q.shape[2], k.shape[2]) if lower_right else mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=shared > 1,
+        dropout_p=dropout,
+    )
 
 
 def _mask(length: int, seen: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -251,11 +284,50 @@ def _mask(length: int, seen: int, window: int | None, device: torch.device) -> t
 AttentionInterface.register("warmline", attend)
 
 
+class _Told(torch.Tensor):
+    """In the place of a mask, for models that call torch's attention themselves: the call becomes `attend`'s."""
+
+    seen: Layout
+
+    @classmethod
+    def of(cls, layout: Layout) -> _Told:
+        size = sum(layout.lengths)
+        told = torch.empty(1, 1, size, size, device="meta").as_subclass(cls)
+        told.seen = layout
+        return told
+
+    @classmethod
+    def __torch_function__(cls, function: Any, kinds: Any, args: Any = (), named: Any = None) -> Any:
+        if function is scaled_dot_product_attention:
+            query, key, value = args
+            seen = named["attn_mask"].seen
+            output, _ = attend(_ATTENTION, query, key, value, None, scaling=named.get("scale"), layout=seen)
+            return output.transpose(1, 2).contiguous()
+        if function is torch.Tensor.to:  # it holds nothing that could be elsewhere
+            return args[0]
+        return super().__torch_function__(function, kinds, args, named or {})  # type: ignore[no-untyped-call]
+
+
+_ATTENTION = torch.nn.Module()  # `attend` asks whose attention it is for the dropout alone, and Falcon has none
+
+
+def takes_told(model: Any) -> bool:
+    """Whether attention can be told what attends to what by the place of the mask: Falcon's own, without ALiBi."""
+    base = _base(model)
+    return type(base).__module__ == "transformers.models.falcon.modeling_falcon" and not base.config.alibi
+
+
+def at_once(model: Any) -> bool:
+    """Whether a prepared `model` computes a pack in one go; others compute its conversations one after the other."""
+    kind = _base(model).config._attn_implementation
+    return kind == "warmline" or (kind == "sdpa" and takes_told(model))
+
+
 def prepare(model: Any) -> None:
     """Let `model` attend per part where its architecture can be told how; generation wants `sdpa` again.
 
     Not where a layer carries more from token to token than attention does (Qwen3-Next), or attends in its own way
-    (Falcon, Gemma 2's soft caps): a pack would see across conversations, or compute something else.
+    (Gemma 2's soft caps): a pack would see across conversations, or compute something else.
     """
     base = _base(model)
     kinds = set(getattr(base.config, "layer_types", None) or ())
@@ -268,8 +340,10 @@ def prepare(model: Any) -> None:
 
 def logits(model: Any, packed: Pack) -> torch.Tensor:
     """Logits [targets, vocabulary] at the places that predict a supervised token; no others are computed."""
-    if _base(model).config._attn_implementation == "warmline":
-        return _forward(model, packed.ids, packed.positions, packed.rows, layout=packed.layout)
+    if at_once(model):
+        ids, positions, layout = _filled(packed)
+        how = {"attention_mask": _Told.of(layout)} if takes_told(model) else {"layout": layout}
+        return _forward(model, ids, positions, packed.rows, **how)
     pieces = []
     for conversation in range(len(packed.ends)):
         places = packed.places(conversation)
@@ -279,14 +353,25 @@ def logits(model: Any, packed: Pack) -> torch.Tensor:
     return torch.cat(pieces)
 
 
+def _filled(packed: Pack) -> tuple[torch.Tensor, torch.Tensor, Layout]:
+    """A pack's ids, positions and layout with a part behind that nobody sees, up to a multiple of `EIGHT` tokens."""
+    lengths, paths = packed.layout.lengths, packed.layout.paths
+    spare = -packed.ids.shape[1] % EIGHT
+    if not spare:
+        return packed.ids, packed.positions, packed.layout
+    places = torch.arange(spare, device=packed.ids.device)[None]
+    ids = torch.cat([packed.ids, packed.ids[:, :1].expand(1, spare)], 1)
+    layout = Layout((*lengths, spare), (*paths, (len(paths),)))
+    return ids, torch.cat([packed.positions, places], 1), layout
+
+
 def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _forward(model: Any, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, **extra: Any) -> torch.Tensor:
-    output = model(
-        input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, logits_to_keep=rows, **extra
-    )
+    extra = {"attention_mask": None, "use_cache": False} | extra
+    output = model(input_ids=ids, position_ids=positions, logits_to_keep=rows, **extra)
     result: torch.Tensor = output.logits[0]
     return result
 

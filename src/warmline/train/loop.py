@@ -23,6 +23,7 @@ import torch
 from warmline import console, recipe
 from warmline.errors import ModelError
 from warmline.model import pack as packing
+from warmline.model.load import half
 from warmline.model.loss import Loss
 from warmline.model.pack import Pack
 from warmline.model.template import Encoded
@@ -216,8 +217,7 @@ class Loop:
             (packed.to(self.device), real) for packed, real in self._rows(validation, settings.pack_tokens)
         ]
         self.validates = bool(validation)
-        half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-        self.half = half
+        self.half = half(self.device.type)
         self.state = State(settings.pack_tokens)
         self.caught: Callable[[], int] = lambda: 0
 
@@ -256,7 +256,7 @@ class Loop:
         mine = self.group.mine(texts)
         if not self.group.split:
             return [(packed, True) for packed in packing.packs(mine, capacity, self.settings.share_prefixes)]
-        if self.loss.base.config._attn_implementation != "warmline":  # runs once for each conversation of a pack
+        if not packing.at_once(self.model):  # runs once for each conversation of a pack
             rows = [packing.pack([text]) for text in mine]
         else:
             rows = packing.packs(mine, capacity, self.settings.share_prefixes)

@@ -6,6 +6,7 @@ refused here, with numbers, and not an hour later.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import torch
 
 from warmline import recipe
 from warmline.errors import DataError, ModelError
+from warmline.model.load import half
 from warmline.model.loss import PIECE
 from warmline.model.outline import Outline, outline
 from warmline.model.texts import Texts
@@ -73,12 +75,22 @@ GPUS = {
 """Memory a program sees, and the makers' dense 16-bit rates."""
 
 
+def known_gpu(name: str) -> Machine | None:
+    """The GPU of which the driver says this name.
+
+    >>> known_gpu("NVIDIA A100-SXM4-80GB").name, known_gpu("NVIDIA L40S")
+    ('A100 40 GB', None)
+    """
+    spoken_of = re.split(r"[^a-z0-9]+", name.lower().replace("rtx ", "rtx"))
+    return next((gpu for key, gpu in GPUS.items() if key in spoken_of), None)
+
+
 def this_machine(slices: int = 1) -> Machine:
     """The GPU of this machine, else its CPU, with the memory that is free now; a CPU's rate is measured."""
     if torch.cuda.is_available():
         name, free = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
-        near = [gpu for key, gpu in GPUS.items() if key.split("-")[0] in name.lower().replace(" ", "")]
-        return Machine(name, free, near[0].rate if near else 100e12, 0.3, True, torch.cuda.is_bf16_supported(), slices)
+        known = known_gpu(name)
+        return Machine(name, free, known.rate if known else 100e12, 0.3, True, half("cuda") == torch.bfloat16, slices)
     return Machine("this CPU", psutil.virtual_memory().available, _cpu_rate(), 0.6, cuda=False, slices=slices)
 
 

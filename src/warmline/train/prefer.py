@@ -203,7 +203,7 @@ def _trainer(settings: recipe.Recipe, model: Any, tokenizer: Any, rows: Rows, fo
 
     gpu = torch.cuda.is_available()
     mixed = settings.base.load != "fp32"
-    half = gpu and not torch.cuda.is_bf16_supported()
+    half = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
     steps = max(1, round(chosen.epochs * len(rows.train) / chosen.batch))
     arguments = trl.DPOConfig(
         output_dir=str(folder),
