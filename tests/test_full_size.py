@@ -135,7 +135,7 @@ def test_a_contender_takes_the_same_steps(jobs: dict[str, full_size.Job], model:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed", "trl-best"])
-@pytest.mark.parametrize("model", full_size.MODELS)
+@pytest.mark.parametrize("model", full_size.SEEDS)
 def test_trl_takes_part(jobs: dict[str, full_size.Job], model: str, name: str) -> None:
     """In a process of its own: its trainer runs in a thread that ends with the process."""
     command = [sys.executable, full_size.__file__, "--contend", name, json.dumps(asdict(jobs[model]))]
