@@ -63,3 +63,22 @@ def test_in_half_precision_it_is_as_near_as_the_librarys(groups: int) -> None:
     for one, other, truly in zip(ours_all, theirs_all, rights, strict=True):
         assert one.dtype == torch.bfloat16
         assert distance(one, truly) < 1.3 * distance(other, truly) + 0.002
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_inputs_in_any_order_of_memory_are_read_and_left_alone(groups: int) -> None:
+    """Models hand over heads inside tokens; the same numbers in another order give the same, and stay as they were."""
+    inputs = tensors(40, 10, groups, torch.float32)
+    turned = [t.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for t in inputs]
+    before = [tensor.detach().clone() for tensor in inputs]
+    grad = torch.randn(1, 40, 4, 8, generator=torch.Generator().manual_seed(2)).transpose(1, 2)
+    grad_before = grad.clone()
+    results = []
+    for order in (inputs, turned):
+        output = attention.attend_short(*order, 0.3, 7)
+        results.append([output, *torch.autograd.grad(output, order, grad)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    for order in (inputs, turned):
+        assert all(torch.equal(tensor.detach(), old) for tensor, old in zip(order, before, strict=True))
+    assert torch.equal(grad, grad_before)

@@ -282,3 +282,26 @@ def test_the_full_method_trains_its_norms(models: dict[str, Path]) -> None:
         assert any("norm" in key for key in grads)
         for key, grad in grads.items():
             assert torch.allclose(grad, expected[key], rtol=1e-3, atol=1e-4 * float(expected[key].abs().max())), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_norms_and_their_gradients_are_the_formulas_and_spare_the_input(dtype: torch.dtype, shift: float) -> None:
+    """fp32 input is where a norm that works in place would write over what others still read."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(3, 5, 32, generator=generator) * 2).to(dtype).requires_grad_()
+    size = torch.randn(32, generator=generator).requires_grad_()
+    grad = torch.randn(3, 5, 32, generator=generator)
+    before, grad_before = x.detach().clone(), grad.clone()
+    ours = lean._norm(x, size, 1e-5, shift)
+    full = x.float()
+    theirs = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + 1e-5) * (size + shift)
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    assert torch.allclose(ours.float(), theirs, **near)
+    expected = torch.autograd.grad(theirs, (x, size), grad)
+    grads = torch.autograd.grad(ours, (x, size), grad.to(ours.dtype))
+    for one, other in zip(grads, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one.float(), other.float(), rtol=near["rtol"], atol=10 * near["atol"])
+    assert torch.equal(x.detach(), before)
+    assert torch.equal(grad, grad_before)

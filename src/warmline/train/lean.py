@@ -212,20 +212,21 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, shift: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        full = x.to(torch.float32, copy=True)  # products and sums of mixed precision take several times as long
+        length = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
         inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
         ctx.shift = shift
         # Llama multiplies by the weight in its own precision, Gemma in fp32 and gives back the input's.
         dtype = x.dtype if shift else torch.promote_types(x.dtype, weight.dtype)
-        normed: torch.Tensor = (x * inverse).mul_(weight.float() + shift).to(dtype)
+        normed: torch.Tensor = full.mul_(inverse).mul_(weight.float() + shift).to(dtype)
         return normed
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, inverse, weight = ctx.saved_tensors
-        normed = x * inverse
-        to_normed = grads[0] * (weight.float() + ctx.shift)
+        normed = x.to(torch.float32, copy=True).mul_(inverse)
+        to_normed = grads[0].to(torch.float32, copy=True).mul_(weight.float() + ctx.shift)
         mean = (to_normed * normed).mean(-1, keepdim=True)
         to_weight = None
         if ctx.needs_input_grad[1]:
