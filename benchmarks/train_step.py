@@ -1,10 +1,10 @@
 """What a training step costs: ours beside other trainers, the same base, conversations, adapter and optimizer steps.
 
-    python benchmarks/train_step.py [--vocab 32000 128000] [--data alone|grouped] [--rounds 5] [--only NAME ...]
+    python benchmarks/train_step.py [--vocab 32000 128000] [--data alone|grouped] [--rounds 3] [--only NAME ...]
 
-Every contender is a process of its own and they take turns, one round each, so a busy or warming machine is the same
-for all. A round is `--steps` optimizer steps of 16 conversations. Lengths are those of counsel-chat; `grouped` has a
-system message and questions with eight answers each. Medians over the rounds; the last line is JSON.
+Every contender is a process of its own and they take turns, so a busy or warming machine is the same for all. A turn is
+`--steps` optimizer steps of 16 conversations to warm up, and as many that are timed. Lengths are those of counsel-chat;
+`grouped` has a system message and questions with eight answers each. Medians over the rounds; the last line is JSON.
 
     warmline          packed, lean, loss in pieces            warmline-shared   the same, common beginnings once
     warmline-plain    packed, but peft's layers, whole logits  matmul            the machine's bf16 product, flop/s
@@ -510,6 +510,7 @@ def contend(name: str, folder: Path, options: argparse.Namespace) -> None:
         out.flush()
         if not sys.stdin.readline():
             os._exit(0)
+        next(turns)  # warms up: while others had their turns, its code and data left the caches and partly the memory
         began = clock()
         loss = next(turns)
         seconds = clock() - began
@@ -524,8 +525,8 @@ def main() -> None:
     parser.add_argument("--data", choices=("alone", "grouped"), default="alone")
     parser.add_argument("--load", choices=("nf4", "int8", "bf16"), default="nf4")
     parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout of all but trl-seeds (0.05)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="optimizer steps in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps in a turn, timed")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--contend", nargs=2, help=argparse.SUPPRESS)
@@ -570,7 +571,7 @@ def compete(options: argparse.Namespace) -> None:
             if processes[name].stdout.readline() != "ready\n":
                 print(f"{name} does not run here: " + Path(f"{scratch}/{name}.log").read_text()[-600:])
                 del processes[name], times[name]
-        for number in range(options.rounds + 1):  # the first one warms up
+        for number in range(options.rounds):
             for name in list(processes):
                 process = processes[name]
                 try:
@@ -583,9 +584,8 @@ def compete(options: argparse.Namespace) -> None:
                     del processes[name], times[name]
                     continue
                 peaks[name] = answer["peak"]
-                if number:
-                    times[name].append(answer["seconds"])
-                print(f"round {number} {name}: {answer['seconds']:.2f} s, loss {answer['loss']:.4f}", flush=True)
+                times[name].append(answer["seconds"])
+                print(f"round {number + 1} {name}: {answer['seconds']:.2f} s, loss {answer['loss']:.4f}", flush=True)
         for process in processes.values():
             process.stdin.close()
             process.wait()
