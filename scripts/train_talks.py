@@ -3,13 +3,15 @@
     python scripts/train_talks.py [--out src/warmline/safety/tables/talks.json]
 
 Run it after `train_screen.py` and `train_encoder.py`, whose weights it reads the turns with. It fits on a fifth of the
-conversations, of which those have learnt nothing, and prints what another fifth shows.
+conversations, of which those have learnt nothing, and prints what another fifth shows; each as written and once more
+behind calm ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +36,28 @@ def read(talk: Talk) -> list[np.ndarray]:
     return found
 
 
+def longer(some: list[Talk], seed: int = 4) -> list[Talk]:
+    """The conversations, and each once more with one or two calm ones before it.
+
+    Written ones have four to ten turns. Of more turns the worst are worse by chance, which is no sign of anything.
+    """
+    dice = random.Random(seed)
+    calm = [talk for talk in some if not max(talk.reached)]
+    made = list(some)
+    for talk in some:
+        before = dice.sample(calm, dice.choice((1, 2)))
+        turns = sum((other.turns for other in before), ()) + talk.turns
+        made.append(Talk(turns, (0,) * (len(turns) - len(talk.turns)) + talk.reached))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables/talks.json")
     options = parser.parse_args()
-    every = [(talk, read(talk)) for talk in talks() if talk.part != "turns"]
-    fitted = [(talk, rows) for talk, rows in every if talk.part == "fit"]
+    parts = {part: [talk for talk in talks() if talk.part == part] for part in ("fit", "limit")}
+    every = [(part, talk, read(talk)) for part, some in parts.items() for talk in longer(some)]
+    fitted = [(talk, rows) for part, talk, rows in every if part == "fit"]
     seen = [pair for talk, rows in fitted for pair in zip(rows, talk.reached, strict=True)]
     clear = [(row, reached == 2) for row, reached in seen if reached != 1]
     # no sign may lower it: what the fit would count against risk is left out, until nothing is
@@ -62,8 +80,8 @@ def main() -> None:
     worst = {
         name: sorted(
             max(float(row @ weights) + bias for row in rows)
-            for talk, rows in every
-            if talk.part == "limit" and max(talk.reached) == reached
+            for part, talk, rows in every
+            if part == "limit" and max(talk.reached) == reached
         )
         for name, reached in (("calm", 0), ("risk", 2))
     }

@@ -1,12 +1,10 @@
-"""Where the cases and the shared development data lie."""
+"""Where the cases lie, and how they are filled."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 
 CASES = Path(__file__).parent / "cases"
@@ -30,11 +28,3 @@ def cases(name: str) -> dict[str, tuple[int, list[str]]]:
 def planted() -> list[tuple[str, str]]:
     book = yaml.safe_load((CASES / "planted.yaml").read_text("utf-8"))
     return [(kind, line) for kind, templates in book.items() for t in templates for line in expand(t)]
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    folder = Path(os.environ.get("WARMLINE_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("the shared development data is not here; set WARMLINE_SHARED_DATA")
-    return folder

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from warmline.safety.screen import Finding, screen
 from warmline.safety.state import CALM_TURNS, State, advance
 
 NOON = datetime(2026, 3, 1, 12)
+CEILING = 8
+"""Of sixty: a little more than was measured, so that a change for the worse is seen."""
 families = st.frozensets(
     st.sampled_from(
         ["ideation", "burden", "means", "goodbye", "low", "hopeless", "alone", "worthless", "affirm", "denied"]
@@ -170,6 +174,15 @@ def test_conversations_by_many_voices() -> None:
     peaks = {kind: [after(*talk.split(" | ")).peak for talk in book[kind]] for kind in ("risk", "calm")}
     assert sum(peak >= 3 for peak in peaks["risk"]) >= 27
     assert sum(peak >= 3 for peak in peaks["calm"]) <= 3
+
+
+def test_long_ordinary_conversations(shared_data: Path) -> None:
+    """People who talk about jobs, partners and exams for fifteen turns (ESConv): what is seen of danger must not add up
+    by mere length."""
+    lines = (shared_data / "esconv" / "valid.jsonl").read_text("utf-8").splitlines()[:60]
+    talks = [[turn["text"] for turn in json.loads(line)["dialog"] if turn["speaker"] == "usr"] for line in lines]
+    assert sum(map(len, talks)) > 10 * len(talks)
+    assert sum(after(*talk).peak >= 3 for talk in talks) <= CEILING
 
 
 def test_words_of_distress_alone_never_reach_three() -> None:

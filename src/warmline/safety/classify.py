@@ -320,7 +320,7 @@ def together(told: Sequence[Odds]) -> float:
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
     return {
-        "risk": 0.25,
+        "risk": 0.2,
         "strong": 0.6,
         "certain": 0.9,
         "faint": 0.05,
@@ -331,5 +331,5 @@ def thresholds() -> dict[str, float]:
         "active": 0.4,
         "active-alone": 0.4,
         "active-risk": 0.6,
-        "talk": 0.85,
+        "talk": 0.3,
     }
