@@ -172,6 +172,7 @@ def test_operations_are_those_of_the_matrices(jobs: dict[str, full_size.Job]) ->
     assert full_size.operations(jobs["llama-2-7b"], steps) == expected
 
 
+@pytest.mark.slow
 def test_the_whole_run_ends_with_json(tmp_path: Path) -> None:
     command = [sys.executable, full_size.__file__, "--small", "--model", "gemma-2b", "--data", "sample"]
     command += ["--rounds", "1", "--steps", "1", "--only", "peft", "unsloth", "matmul", "--folder", str(tmp_path)]
