@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,9 @@ from train_screen import expand
 
 from warmline.safety.output import OutputGuard
 from warmline.safety.screen import screen
+from warmline.safety.state import follow
+
+NOON = datetime(2026, 1, 1, 12)
 
 
 def sentences() -> list[str]:
@@ -34,6 +38,12 @@ def sentences() -> list[str]:
     for line in (ROOT / "src/warmline/sample/conversations.jsonl").read_text("utf-8").splitlines():
         found += [m["content"] for m in json.loads(line)["messages"] if m["role"] == "user"]
     return found
+
+
+def talks() -> list[str]:
+    """Conversations at risk and without, whose turns are also read together."""
+    book = yaml.safe_load((ROOT / "tests/safety/cases/talks.yaml").read_text("utf-8"))
+    return [talk for kind in ("risk", "calm") for talk in book[kind]]
 
 
 def quantile(times: list[float], share: float) -> float:
@@ -69,6 +79,16 @@ def main() -> None:
     for text in turns:
         screen(text)
     result["turns_per_second"] = round(len(turns) / (time.perf_counter() - began))
+    times = []
+    for talk in talks():
+        played = follow(talk.split(" | "), NOON)
+        while True:
+            began = time.perf_counter()
+            if next(played, None) is None:
+                break
+            times.append(time.perf_counter() - began)
+    result["p50_ms_turn_of_conversation"] = round(quantile(times, 0.5), 2)
+    result["p99_ms_turn_of_conversation"] = round(quantile(times, 0.99), 2)
     replies = [
         m["content"]
         for line in (ROOT / "src/warmline/sample/conversations.jsonl").read_text("utf-8").splitlines()

@@ -31,7 +31,7 @@ from warmline.engine.base import ScriptedEngine
 from warmline.safety.classify import Judgement, in_training, weights
 from warmline.safety.output import OutputGuard
 from warmline.safety.screen import lexicon, screen
-from warmline.safety.state import State, advance
+from warmline.safety.state import follow
 
 NOON = datetime(2026, 3, 1, 12)
 
@@ -53,6 +53,10 @@ def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
 def share(hits: int, of: int) -> str:
     low, high = wilson(hits, of)
     return f"{hits}/{of} = {hits / of if of else 0:.3f} ({low:.3f}–{high:.3f})"
+
+
+def peak(turns: list[str]) -> int:
+    return max((state.peak for _, state in follow(turns, NOON)), default=0)
 
 
 def words_only(text: str) -> int:
@@ -125,11 +129,8 @@ def development_sets(folder: Path) -> Iterable[str]:
     talks = json.loads((folder / "crisis_dev_small" / "ugm_conversation_scenarios.json").read_text("utf-8"))
     peaks: dict[bool, list[int]] = {True: [], False: []}
     for talk in talks:
-        state = State()
-        for turn in talk["turns"]:
-            if turn["role"] == "user":
-                state = advance(state, screen(turn["content"]), NOON)
-        peaks[talk["is_crisis"]].append(state.peak)
+        said = [turn["content"] for turn in talk["turns"] if turn["role"] == "user"]
+        peaks[talk["is_crisis"]].append(peak(said))
     crisis, calm = peaks[True], peaks[False]
     yield (
         f"Fifty conversations in Indonesian mixed with English (a language that is not screened): crisis at L2 or higher"
@@ -219,11 +220,8 @@ def output_guard() -> Iterable[str]:
     yield "\n## Conversations of the sample corpus\n\n| risk | kind | conversations | reached L2 | reached L3 |\n|---|---|---|---|---|"
     groups: dict[tuple[str, str], list[int]] = {}
     for talk in talks:
-        state = State()
-        for message in talk["messages"]:
-            if message["role"] == "user":
-                state = advance(state, screen(message["content"]), NOON)
-        groups.setdefault((talk["labels"].get("risk", ""), talk["labels"].get("kind", "")), []).append(state.peak)
+        said = [message["content"] for message in talk["messages"] if message["role"] == "user"]
+        groups.setdefault((talk["labels"].get("risk", ""), talk["labels"].get("kind", "")), []).append(peak(said))
     for (risk, kind), peaks in sorted(groups.items()):
         yield f"| {risk} | {kind} | {len(peaks)} | {sum(p >= 2 for p in peaks)} | {sum(p >= 3 for p in peaks)} |"
     yield "\nThe sample corpus was also used while the rules were written."

@@ -37,7 +37,7 @@ from warmline.safety.normalise import normalise
 from warmline.safety.phrases import words_of
 from warmline.safety.screen import screen
 
-VERSION = 6
+VERSION = 7
 STRENGTH = 0.3
 """Inverse of the penalty on weights."""
 PER_FRAME = 40

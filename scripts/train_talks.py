@@ -2,9 +2,9 @@
 
     python scripts/train_talks.py [--out src/warmline/safety/tables/talks.json]
 
-Run it after `train_screen.py` and `train_encoder.py`, whose weights it reads the turns with. It fits on a fifth of the
-conversations, of which those have learnt nothing, and prints what another fifth shows; each as written and once more
-behind calm ones.
+Run it after `train_screen.py` and `train_encoder.py`, whose weights it reads the turns with.
+It fits on a fifth of the conversations, of which those have learnt nothing, and prints what another fifth shows; each
+as written and once more behind calm ones.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from train_screen import ROOT, Talk, talks
 
-from warmline.safety.classify import CALM, HEADS, TURNS, WORST, Odds
-from warmline.safety.screen import screen
+from warmline.safety.classify import CALM, HEADS, WORST, Odds, Talks, within
+from warmline.safety.screen import screen_turn
 
-VERSION = 1
+VERSION = 2
 STRENGTH = 0.03
 
 
 def read(talk: Talk) -> list[np.ndarray]:
-    """After each turn, the worst log-odds so far of each head, as `warmline.safety.classify.together` takes them."""
-    odds: list[Odds] = [screen(turn).odds or (CALM,) * 3 for turn in talk.turns]
+    """After each turn what `warmline.safety.classify.Talks` weighs: the worst log-odds so far, those of the whole."""
+    told: list[Odds] = []
     found = []
-    for n in range(1, len(odds) + 1):
-        last = odds[max(0, n - TURNS) : n]
-        heads = [sorted((turn[head] for turn in last), reverse=True)[:WORST] for head in range(len(HEADS))]
-        found.append(np.array([head + [CALM] * (WORST - len(head)) for head in heads]).ravel())
+    for place, turn in enumerate(talk.turns):
+        finding = screen_turn(turn, talk.turns[:place], told)
+        told.append(finding.odds or (CALM,) * 3)
+        found.append(np.append(np.array(Talks.worst(told)).ravel(), within(finding.whole)))
     return found
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     seen = [pair for talk, rows in fitted for pair in zip(rows, talk.reached, strict=True)]
     clear = [(row, reached == 2) for row, reached in seen if reached != 1]
     # no sign may lower it: what the fit would count against risk is left out, until nothing is
-    kept = np.ones(len(HEADS) * WORST, bool)
+    kept = np.ones(len(HEADS) * WORST + 1, bool)
     while True:
         model = LogisticRegression(C=STRENGTH, max_iter=2000)
         model.fit(np.stack([row for row, _ in clear])[:, kept], [label for _, label in clear])
@@ -74,7 +74,8 @@ def main() -> None:
     document = {
         "version": VERSION,
         "bias": round(bias, 3),
-        "weights": weights.reshape(len(HEADS), WORST).round(3).tolist(),
+        "weights": weights[:-1].reshape(len(HEADS), WORST).round(3).tolist(),
+        "whole": round(float(weights[-1]), 3),
     }
     options.out.write_text(json.dumps(document) + "\n", "utf-8")
     worst = {

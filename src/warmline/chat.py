@@ -26,7 +26,7 @@ from warmline.safety.classify import Classifier
 from warmline.safety.output import OutputGuard, fault
 from warmline.safety.policy import notice_due, pack_for
 from warmline.safety.resources import Resources, nearest
-from warmline.safety.screen import Finding, prepare, screen
+from warmline.safety.screen import Finding, prepare, screen_turn
 from warmline.safety.state import State, advance, at_least
 
 FIRST_WORD_SECONDS = 120.0
@@ -103,6 +103,10 @@ class Thread:
         """Where the person's last message stands in `messages`; None before the first."""
         places = [place for place, message in enumerate(self.messages) if message.role == "user"]
         return places[-1] if places else None
+
+    def said(self, end: int | None = None) -> list[str]:
+        """What the person has said so far, or before the message at `end`."""
+        return [message.content for message in self.messages[:end] if message.role == "user"]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back unchanged."""
@@ -184,7 +188,7 @@ class Chat:
         now = self._clock()
         for message in messages:
             if message.role == "user":
-                finding, _ = self._screen(message.content)
+                finding, _ = self._screen(message.content, history.said(), history.state)
                 history.before, history.state = history.state, advance(history.state, finding, now)
                 history.turns += 1
                 # Wordings of vetted replies take turns from here on, and the notice has been given.
@@ -218,10 +222,11 @@ class Chat:
         delivered: list[str] = []
         row: dict[str, Any] = {"fault": "", "notice": "", "cut": "", "stop": "cancelled", "engine": ""}
 
-        finding, screened = self._screen(text)
+        place = history.last_place() if instead else None
+        finding, screened = self._screen(text, history.said(place), history.state if place is None else history.before)
         before = history.state
         state = advance(before, finding, now)
-        if instead and (place := history.last_place()) is not None:
+        if place is not None:
             # Said anew, the same signs are no second ones. A new sign is one more; nothing is taken back.
             new = not finding.families <= before.families
             state = at_least(advance(before if new else history.before, finding, now), before)
@@ -310,13 +315,15 @@ class Chat:
 
     # ------------------------------------------------------------------ guard in
 
-    def _screen(self, text: str) -> tuple[Finding, str]:
+    def _screen(self, text: str, earlier: Sequence[str], state: State) -> tuple[Finding, str]:
         try:
-            finding = screen(text, self._classifier)
+            finding = screen_turn(text, earlier, state.told, self._classifier)
         except Exception:  # nothing may keep a person from being answered
             # nobody knows what was said: answer as if it were serious
             return Finding(3, frozenset(), (), ("screen.failed",), 1.0, "und", frozenset({"ideation"})), "failed"
-        return finding, "lexicon" if "classifier.failed" in finding.rules else "full"
+        if "classifier.failed" in finding.rules:
+            return finding, "lexicon"
+        return finding, "words" if "encoder.failed" in finding.rules else "full"
 
     def _notices(
         self, history: Thread, pack: Any, finding: Finding, country: str | None, locale: str, now: datetime

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from conftest import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmline.safety import classify
-from warmline.safety.classify import Weights, features, kinds_of, weights, windows
+from warmline.safety import classify, encoder
+from warmline.safety.classify import Judgement, Weights, features, kinds_of, weights, windows
 from warmline.safety.normalise import normalise
 from warmline.safety.phrases import words_of
+from warmline.safety.screen import screen, screen_turn
+from warmline.safety.state import follow
 from warmline.safety.tables import read, table
 
+NOON = datetime(2026, 1, 1, 12)
 LINES = [line for name in ("risk", "benign") for _, lines in cases(name).values() for line in lines][::5]
 
 
@@ -52,3 +57,113 @@ def test_kinds_of_words_and_of_what_begins_like_a_stem() -> None:
 @given(st.lists(st.sampled_from("i want to kill the dog , ? bridges pills tonight goodbye".split()), max_size=9))
 def test_any_window_can_be_judged(words: list[str]) -> None:
     assert all(abs(odds) < 100 for odds in weights().window(tuple(words)))
+
+
+lengths_and_odds = st.lists(st.tuples(st.integers(1, 70), st.floats(-9, 9)), min_size=1, max_size=30)
+
+
+@given(lengths_and_odds, st.sampled_from([0, 46, 92, 200]))
+def test_passages_hold_the_worst_sentences_whole_and_once(parts: list[tuple[int, float]], most: int) -> None:
+    lengths, odds = [n for n, _ in parts], [value for _, value in parts]
+    found = classify.passages(lengths, odds, most)
+    taken = [place for passage in found for place in passage]
+    assert len(taken) == len(set(taken)), "no sentence is read twice"
+    assert odds.index(max(odds)) in found[0]
+    for passage in found:
+        assert len(passage) == 1 or sum(lengths[place] for place in passage) <= classify.PASSAGE
+    if len(found) > 1:
+        assert sum(lengths[place] for place in taken) <= max(most, max(lengths) + most)
+    if sum(lengths) <= classify.PASSAGE:
+        assert found == [range(len(parts))], "a short message is read as a whole"
+
+
+def test_sentences_lose_no_word() -> None:
+    for text in (*LINES[::9], "", ".", "a. b", "word " * 150, "Why?! No."):
+        words = words_of(normalise(text).text)
+        assert tuple(word for part in classify.sentences(words.words) for word in part) == words.words
+
+
+def test_without_its_file_the_words_judge_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of("i can't do this any more and nobody would miss me")
+    whole = weights()(words)
+
+    def missing() -> None:
+        raise FileNotFoundError("encoder.onnx")
+
+    monkeypatch.setattr(encoder, "shipped", missing)
+    alone = weights()(words)
+    assert (whole.partial, alone.partial, alone.calm) == (False, True, 0.0), "and calm nothing down"
+    finding = screen("i can't do this any more and nobody would miss me")
+    assert "encoder.failed" in finding.rules
+
+
+def test_a_damaged_encoder_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    class Damaged:
+        def __init__(self, weights: bytes, tokenizer: str) -> None:
+            tried.append(weights)
+            raise ValueError
+
+    monkeypatch.setattr(encoder, "Encoder", Damaged)
+    encoder._loaded.cache_clear()
+    try:
+        assert all(weights()(words_of("i can't do this any more")).partial for _ in range(3))
+        assert len(tried) == 1
+    finally:
+        encoder._loaded.cache_clear()
+
+
+def test_what_the_classifier_finds_harmless_is_lowered_to_two_and_no_further() -> None:
+    calm, unsure = Judgement(0.0, 0.0, 0.0, calm=0.9999), Judgement(0.0, 0.0, 0.0)
+    text = "gun to my head I'd say the second album"
+    assert screen(text, lambda words: unsure).level >= 3, "a classifier without an opinion lowers nothing"
+    lowered = screen(text, lambda words: calm)
+    assert lowered.level == 2
+    assert "classifier.calm" in lowered.rules
+    for plain in ("I am going to kill myself tonight", "I am planning my suicide", "I will end my life today"):
+        assert screen(plain, lambda words: calm).level >= 3, "what is said in so many words stands"
+    for passive in ("I wish I were dead", "I cut myself again"):
+        assert screen(passive, lambda words: calm).level == screen(passive, lambda words: unsure).level == 2
+
+
+def test_conversations_without_a_doubtful_turn_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Reader:
+        def tokens(self, text: str) -> list[int]:
+            return [len(text)]
+
+        def talk(self, turns: list[list[int]]) -> float:
+            read.append(len(turns))
+            return 1.0
+
+    monkeypatch.setattr(encoder, "shipped", Reader)
+    turns = [words_of(text) for text in ("hi", "the bus was late", "bye")] * 4
+    calm, doubtful = (-7.0, -8.0, -8.0), (-1.0, -6.0, -8.0)
+    assert classify.conversation(turns[:1], [doubtful]) is None, "one turn is no conversation"
+    assert classify.conversation(turns, [calm] * 12) is None
+    assert classify.conversation(turns, [doubtful, *[calm] * 12]) is None, "long ago"
+    assert not read
+    assert classify.conversation(turns, [doubtful, *[calm] * 5]) == 1.0
+    assert read == [classify.TURNS]
+
+
+def test_what_went_before_changes_what_a_turn_means() -> None:
+    last = "After the weekend it will not matter any more."
+    earlier = ["I want it all to stop.", "I have written to my sister.", "I gave the cat to the neighbours for good."]
+    alone, after = screen_turn(last, [], ()), [finding for finding, _ in follow([*earlier, last], NOON)][-1]
+    assert alone.whole is None
+    assert after.whole is not None
+    assert replace(after, whole=None) == alone, "and nothing else"
+    assert screen_turn(last, earlier, (), lambda words: Judgement(0.0, 0.0, 0.0)).whole is None
+
+
+def test_a_conversation_that_cannot_be_read_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(turns: object, told: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("warmline.safety.screen.conversation", fails)
+    found = screen_turn("i can't do this any more", ["hi"], ())
+    assert "encoder.failed" in found.rules
+    assert found.level == screen("i can't do this any more").level

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from warmline.safety.classify import Judgement, Patient
 from warmline.safety.phrases import Words
 from warmline.safety.screen import Finding, lexicon, screen
-from warmline.safety.state import State, advance
+from warmline.safety.state import follow
 
 CALM = Judgement(0.0, 0.0, 0.0)
 
@@ -212,11 +212,8 @@ def test_a_conversation_of_the_sample_is_not_taken_for_a_crisis() -> None:
     now = datetime(2026, 1, 1, 12)
 
     def peak(talk: dict[str, list[dict[str, str]]]) -> int:
-        state = State()
-        for turn in talk["messages"]:
-            if turn["role"] == "user":
-                state = advance(state, screen(turn["content"]), now)
-        return state.peak
+        said = [turn["content"] for turn in talk["messages"] if turn["role"] == "user"]
+        return max(state.peak for _, state in follow(said, now))
 
     assert sum(peak(t) >= 3 for t in calm) <= 0.03 * len(calm)
     assert sum(peak(t) >= 3 for t in acute) >= 0.9 * len(acute)

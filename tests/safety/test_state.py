@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmline.safety.classify import TURNS, together
-from warmline.safety.screen import Finding, screen
-from warmline.safety.state import CALM_TURNS, State, advance
+from warmline.safety.screen import Finding
+from warmline.safety.state import CALM_TURNS, State, advance, follow
 
 NOON = datetime(2026, 3, 1, 12)
 CEILING = 8
@@ -30,10 +30,7 @@ findings = st.builds(
 
 
 def after(*texts: str) -> State:
-    state = State()
-    for text in texts:
-        state = advance(state, screen(text), NOON)
-    return state
+    return [state for _, state in follow(texts, NOON)][-1]
 
 
 @given(st.lists(findings, max_size=12))
@@ -84,18 +81,19 @@ def test_more_of_a_sign_never_lowers_what_the_turns_say_together(
 ) -> None:
     worse = [value + more * (place == head) for place, value in enumerate(turn)]
     assert together([*told, (worse[0], worse[1], worse[2])]) >= together([*told, turn]) - 1e-9
+    assert together([*told, turn], more) >= together([*told, turn], more / 2) >= together([*told, turn]) - 1e-9
     assert together([*told[-TURNS + 1 :], turn]) >= together(told[-TURNS + 1 :]) - 1e-9
 
 
 def test_turns_that_say_little_alone_say_it_together() -> None:
-    calm, hint = Finding(0, odds=(-6.0, -7.0, -8.0)), Finding(1, odds=(4.0, 3.0, -3.0))
+    calm, hint = Finding(0, odds=(-6.0, -7.0, -8.0)), Finding(1, odds=(4.0, 3.0, -3.0), whole=3.0)
     once = advance(advance(State(), calm, NOON), calm, NOON)
     assert once.level == 0
     state = State()
     for finding in (hint, calm, hint, calm, hint, hint):
         state = advance(state, finding, NOON)
     assert state.level == 3, "no turn reached L2 by itself"
-    about_a_friend = Finding(1, flags=frozenset({"third_person"}), odds=hint.odds)
+    about_a_friend = Finding(1, flags=frozenset({"third_person"}), odds=hint.odds, whole=3.0)
     state = State()
     for _ in range(6):
         state = advance(state, about_a_friend, NOON)

@@ -79,22 +79,20 @@ def screen(
 ) -> None:
     """Print what the crisis screen makes of each message or conversation, one JSON object a line."""
     from warmline.safety import screen as screening
-    from warmline.safety.state import State, advance
+    from warmline.safety.state import State, follow
 
     if not file.is_file():
         raise DataError(f"{file} does not exist", code="data-missing", hint="give the path of a text or JSONL file")
     form = format or (Format.jsonl if file.suffix in (".jsonl", ".ndjson") else Format.text)
     now = datetime(2026, 1, 1, 12)
     for identifier, turns in _rows(file, form):
-        findings = [screening.screen(text) for text in turns]
-        if len(findings) == 1 and form is Format.text:
-            [finding] = findings
+        if len(turns) == 1 and form is Format.text:
+            finding = screening.screen(turns[0])
             console.json_line(_summary(identifier, finding.level, [finding]))
             continue
-        state, levels = State(), []
-        for finding in findings:
-            state = advance(state, finding, now)
-            levels.append(state.level)
+        played = list(follow(turns, now))
+        findings, states = [finding for finding, _ in played], [state for _, state in played] or [State()]
+        state, levels = states[-1], [state.level for _, state in played]
         row = _summary(identifier, state.level, findings)
         console.json_line(row | {"peak": state.peak, "turns": levels})
 

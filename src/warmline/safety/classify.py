@@ -26,19 +26,24 @@ from warmline.safety.phrases import Words
 from warmline.safety.tables import read, table
 
 Odds = tuple[float, float, float]
+"""Log-odds of `HEADS`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What a classifier thinks of a message: probabilities of L2 or more, L3 or more, a request for a method.
 
-    `odds` are the log-odds of its worst sentences, which the conversation keeps; None keeps nothing.
+    `odds` are the worst log-odds of its parts, which the conversation keeps; None keeps nothing.
     """
 
     risk: float
     active: float
     method: float
     odds: Odds | None = None
+    calm: float = 0.0
+    """How sure it is that nothing of this is there. 0 is no opinion."""
+    partial: bool = False
+    """The encoder failed, and the words were judged alone."""
 
 
 Classifier = Callable[[Words], Judgement]
@@ -50,15 +55,19 @@ REST = 50
 """After a classifier has hung, so many messages are screened without one."""
 
 PER_WINDOW = 1.0
-READ_PIECES = 32
-"""Word pieces of a message that the encoder reads."""
+SHARES = (1.0, 1.0, 0.5)
+"""What the linear model's log-odds count beside the encoder's, for each head."""
+PASSAGE = 46
+"""Word pieces that the encoder reads at once."""
+READ_PIECES = 56
+"""Word pieces of a message that the encoder reads, in one or more passages."""
 SURE = -4.0
-"""Log-odds below which the linear model is believed alone. Of 1,443 lines at risk that were found, none lay there."""
+"""Log-odds of each sentence below which the linear model is believed alone."""
 UNREAD = -2.0
-"""The most that the encoder's opinion counts for a sentence that it has not read."""
-ENCODER_SHARE = 1.0
-"""What the encoder's log-odds count beside the linear model's."""
+"""What counts for the encoder's opinion of a message that it has not read."""
 
+TALK_SURE = -3.0
+"""Log-odds of risk of each turn below which a conversation is not read as a whole."""
 TURNS = 8
 """So many of a conversation's last turns are judged together."""
 WORST = 3
@@ -177,68 +186,101 @@ class Weights:
         return [(risk, active, method) for risk, active, method in np.add.reduceat(counted, starts, 0).tolist()]
 
     def __call__(self, words: Words) -> Judgement:
-        seen = windows(words)
-        if not seen:
+        parts = sentences(words.words)
+        seen = parts + joined(parts)
+        if not any(len(part) > 1 for part in seen):
             return Judgement(0.0, 0.0, 0.0)
-        judged = with_encoder(seen, self.windows(seen))
+        odds = self.windows(seen)
+        judged = [each for each, part in zip(odds, seen, strict=True) if len(part) > 1]
+        read, partial = None, False
+        try:
+            read = opinion(parts, [max(each) for each in odds[: len(parts)]])
+        except Exception:  # a damaged file or no memory must not cost the words' own opinion
+            partial = True
         # a long message has more sentences that sound bad by chance: the two worst are taken together, less a toll
         toll = PER_WINDOW * math.log(len(judged) + 2)
         best, worst = [], []
-        for head in range(len(HEADS)):
-            top = sorted((odds[head] for odds in judged), reverse=True)[:2]
-            best.append(_logistic(sum(top) / len(top) - toll))
-            worst.append(round(max(CALM, min(-CALM, top[0])), 1))
-        return Judgement(best[0], best[1], best[2], (worst[0], worst[1], worst[2]))
+        for head, share in enumerate(SHARES):
+            top = sorted((each[head] for each in judged), reverse=True)[:2]
+            more = UNREAD if read is None else read[head]
+            best.append(_logistic(share * (sum(top) / len(top) - toll) + more))
+            worst.append(share * top[0] + more)
+        risk, active, method = (round(max(CALM, min(-CALM, each)), 1) for each in worst)
+        calm = 0.0 if partial else 1.0 - _logistic(max(worst))
+        return Judgement(best[0], best[1], best[2], (risk, active, method), calm, partial)
 
 
-def with_encoder(seen: Sequence[Sequence[str]], odds: list[Odds]) -> list[Odds]:
-    """The windows' log-odds with the encoder's added, as far as `READ_PIECES` goes, the worst windows first.
+def opinion(parts: Sequence[Sequence[str]], odds: Sequence[float]) -> list[float] | None:
+    """The encoder's worst log-odds of a message's passages, which hold its worst sentences by the linear model.
 
-    A window it did not read gets the calmest opinion it gave in this message, and at most `UNREAD`: it was not among
-    the worst. Windows that the words find as calm as `SURE` are not read. Without the encoder's file, or when it fails,
-    the linear model's odds stand.
+    None where each sentence is as calm as `SURE`.
     """
-    read: dict[int, list[int]] = {}
-    left = READ_PIECES
-    doubtful = [place for place in range(len(seen)) if max(odds[place]) > SURE]
-    if not doubtful:
-        return odds
-    try:
-        reader = encoder.shipped()
-        for place in sorted(doubtful, key=lambda place: -max(odds[place])):
-            ids = reader.tokens(" ".join(seen[place]))[:READ_PIECES]
-            if read and len(ids) > left:
-                break
-            read[place] = ids
-            left -= len(ids)
-        opinions = reader.odds(list(read.values())) * ENCODER_SHARE
-    except Exception:  # a damaged file or no memory must not cost the words' own opinion
-        return odds
-    calmest = opinions.min(0).clip(max=UNREAD)
-    said = dict(zip(read, opinions, strict=True))
-    return [
-        (risk + float(more[0]), active + float(more[1]), method + float(more[2]))
-        for (risk, active, method), more in ((each, said.get(place, calmest)) for place, each in enumerate(odds))
-    ]
+    if max(odds) <= SURE:
+        return None
+    reader = encoder.shipped()
+    pieces = [reader.tokens(" ".join(part)) for part in parts]
+    chosen = passages([len(ids) for ids in pieces], odds, READ_PIECES)
+    read = [reader.odds([piece for place in passage for piece in pieces[place]]) for passage in chosen]
+    return [max(each) for each in zip(*read, strict=True)]
+
+
+def sentences(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """Each sentence with its mark, cut into pieces where it is very long."""
+    found: list[tuple[str, ...]] = []
+    start = 0
+    for place in range(len(words) + 1):
+        end = place == len(words) or words[place] in ".!?"
+        if (end or place - start >= _WINDOW) and start < len(words):
+            found.append(tuple(words[start : place + 1]))
+            start = place + 1
+    return found
+
+
+def passages(lengths: Sequence[int], odds: Sequence[float], most: int) -> list[range]:
+    """Which sentences the encoder reads together: a whole message, or the worst sentences with those around them.
+
+    Takes each sentence's pieces and log-odds. A passage has at most `PASSAGE` pieces, unless it is one sentence; all
+    together have at most `most`, unless it is one passage.
+
+    >>> passages([10, 10, 10], [-1.0, 2.0, -3.0], 96)
+    [range(0, 3)]
+    >>> passages([20, 20, 20, 20, 20], [-1.0, -3.0, -2.0, -3.0, 4.0], 96)
+    [range(3, 5), range(0, 2)]
+    """
+    found: list[range] = []
+    taken: set[int] = set()
+    left = most
+    for worst in sorted(range(len(lengths)), key=lambda place: -odds[place]):
+        if worst in taken:
+            continue
+        room = min(PASSAGE, left) if found else PASSAGE
+        if found and lengths[worst] > room:
+            break
+        first = last = worst
+        size = lengths[worst]
+        grown = True
+        while grown:
+            grown = False
+            for place in (first - 1, last + 1):
+                if 0 <= place < len(lengths) and place not in taken and size + lengths[place] <= room:
+                    size += lengths[place]
+                    first, last, grown = min(first, place), max(last, place), True
+        found.append(range(first, last + 1))
+        taken.update(found[-1])
+        left -= size
+    return found
+
+
+def joined(parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Very short sentences, each together with the next."""
+    long = [part for part in parts if len(part) > 1]
+    return [a + b for a, b in pairwise(long) if len(a) < 5 and len(a) + len(b) <= _WINDOW]
 
 
 def windows(words: Words) -> list[tuple[str, ...]]:
-    """Each sentence, cut into pieces where it is very long; a very short one together with the next."""
-    sentences: list[tuple[str, ...]] = []
-    start = 0
-    for place in range(len(words.words) + 1):
-        end = place == len(words.words) or words.words[place] in ".!?"
-        if end or place - start >= _WINDOW:
-            piece = words.words[start : place + 1]
-            if len(piece) > 1:
-                sentences.append(piece)
-            start = place + 1
-    joined = [
-        first + second
-        for first, second in pairwise(sentences)
-        if len(first) < 5 and len(first) + len(second) <= _WINDOW
-    ]
-    return sentences + joined
+    """What the linear model judges: each sentence, and a very short one together with the next."""
+    parts = sentences(words.words)
+    return [part for part in parts if len(part) > 1] + joined(parts)
 
 
 def _logistic(value: float) -> float:
@@ -295,41 +337,75 @@ def shipped() -> Classifier:
     return weights()
 
 
+def conversation(turns: Sequence[Words], told: Sequence[Odds]) -> float | None:
+    """The encoder's log-odds that a conversation calls for acting, by what the person said in the last turns.
+
+    None where every turn of `told`, the last one's among them, is as calm as `TALK_SURE`.
+    """
+    if len(turns) < 2 or max(turn[0] for turn in told[-TURNS:]) <= TALK_SURE:
+        return None
+    reader = encoder.shipped()
+    return reader.talk([reader.tokens(" ".join(turn.words)) for turn in turns[-TURNS:]])
+
+
+class Talks:
+    """How the turns of a conversation count together (`scripts/train_talks.py`). No weight is negative."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.bias: float = document["bias"]
+        self.weights: list[list[float]] = document["weights"]
+        self.whole: float = document["whole"]
+
+    @staticmethod
+    def worst(told: Sequence[Odds]) -> list[list[float]]:
+        """For each head the worst of the last turns' log-odds."""
+        found = [sorted((max(CALM, turn[head]) for turn in told[-TURNS:]), reverse=True) for head in range(len(HEADS))]
+        return [(row + [CALM] * WORST)[:WORST] for row in found]
+
+    def __call__(self, told: Sequence[Odds], whole: float | None) -> float:
+        rows = zip(self.weights, self.worst(told), strict=True)
+        by_turns = sum(w * value for weights, values in rows for w, value in zip(weights, values, strict=True))
+        return self.bias + by_turns + self.whole * within(whole)
+
+
+def within(whole: float | None) -> float:
+    """What `conversation` found, between `CALM` and its opposite."""
+    return CALM if whole is None else max(CALM, min(-CALM, whole))
+
+
 @cache
-def _talks() -> tuple[float, list[list[float]]]:
-    document = json.loads(read("talks.json"))
-    return document["bias"], document["weights"]
+def shipped_talks() -> Talks:
+    return Talks(json.loads(read("talks.json")))
 
 
-def together(told: Sequence[Odds]) -> float:
+def together(told: Sequence[Odds], whole: float | None = None) -> float:
     """Log-odds that a conversation's last turns, none of which need say much by itself, call for L3 together.
 
-    A linear model (`scripts/train_talks.py`) of the worst turns for each head. More of a sign never lowers it.
+    `whole` is what `conversation` found. More of a sign never lowers it.
 
-    >>> together([(-4.0, -5.0, -6.0)] * 4) < 0 < together([(3.0, 2.0, -2.0)] * 4)
+    >>> calm, bad = (-4.0, -5.0, -6.0), (3.0, 2.0, -2.0)
+    >>> together([calm] * 4) < 0 and together([calm] * 4) < together([bad] * 4) < together([bad] * 4, 3.0)
     True
     """
-    odds, weights = _talks()
-    for head, row in enumerate(weights):
-        worst = sorted((max(CALM, turn[head]) for turn in told[-TURNS:]), reverse=True)[:WORST]
-        odds += sum(weight * value for weight, value in zip(row, worst + [CALM] * (WORST - len(worst)), strict=True))
-    return odds
+    return shipped_talks()(told, whole)
 
 
 @cache
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
     return {
-        "risk": 0.2,
+        "risk": 0.3,
         "strong": 0.6,
         "certain": 0.9,
         "faint": 0.05,
-        "method": 0.04,
-        "method-certain": 0.5,
+        "method": 0.2,
+        "method-certain": 0.8,
+        "method-likely": 0.15,
         "method-risk": 0.1,
         "method-short": 0.6,
         "active": 0.4,
         "active-alone": 0.4,
         "active-risk": 0.6,
-        "talk": 0.3,
+        "talk": 0.25,
+        "calm": 0.97,
     }

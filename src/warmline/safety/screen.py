@@ -1,18 +1,21 @@
 """Decide how serious a message is: text in, finding out. Knows nothing about models, replies or who is asking.
 
 First the words (`tables/lexicon.yaml`) with their scopes: denied, figurative, past, about somebody else, quoted,
-invented. Then a small classifier, which may only raise what the words found. Should it fail, the words stand.
+invented. Then a small classifier, which raises what the words found and lowers, to L2 at least, what it finds plainly
+harmless. Should it fail, the words stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from warmline.errors import SafetyError
-from warmline.safety.classify import Classifier, Judgement, Odds, shipped, thresholds
+from warmline.safety import encoder
+from warmline.safety.classify import TURNS, Classifier, Judgement, Odds, conversation, shipped, thresholds
 from warmline.safety.language import SCREENED, language_of, looks_english
 from warmline.safety.normalise import Normalised, normalise
 from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, rarest, words_of
@@ -22,6 +25,9 @@ SHORT = 30
 """A denial holds for the whole of a message of so few words."""
 LONGEST = 20_000
 """Characters screened; of a longer message the beginning and the end, where people say what matters."""
+
+TURN_READ = 400
+"""Characters of each turn, from its end, that are read when a conversation is read as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Finding:
     families: frozenset[str] = frozenset()
     odds: Odds | None = None
     """The classifier's log-odds of the worst sentences, for the state; None where nothing was judged."""
+    whole: float | None = None
+    """The encoder's log-odds that the conversation so far calls for acting (`screen_turn`); None where not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,7 @@ _TOPICS = ("help", "history", "technical", "bereaved")
 _ABOUT = (*_TOPICS, "fiction")
 _RISK_FAMILIES = frozenset({"ideation", "plan", "attempt", "self_injury", "intent", "burden", "goodbye", "means"})
 _DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
+_PLAIN = frozenset({"myself", "suicide", "suicidal", "kms", "life"})
 _BASE = (0.0, 0.15, 0.6, 0.85, 0.97)
 
 
@@ -75,6 +84,8 @@ class _Signs:
     rules: list[str] = field(default_factory=list)
     topical: bool = False
     """Something in the message suggests a question of knowledge, a technical matter or a figure of speech."""
+    plain_words: bool = False
+    """A finding of L3 or more names the writer's own death in so many words; nothing lowers that."""
     softened: set[str] = field(default_factory=set)
     """Families that were denied, long past, or somebody else's."""
 
@@ -266,6 +277,7 @@ class Lexicon:
                     signs.add(f"{rule.id}/past", min(level, 1), "past", flags, span)
                 continue
             signs.add(rule.id, level, rule.family, flags, span)
+            signs.plain_words |= level > 2 and not _PLAIN.isdisjoint(words.words[hit.first : hit.last])
         for name, has, level in self.together:
             if has <= signs.families:
                 signs.add(name, level, "together", (), (0, 0))
@@ -301,13 +313,15 @@ def lexicon() -> Lexicon:
 
 
 def prepare() -> None:
-    """Read and compile the tables now, so that the first person does not wait for them.
+    """Read and compile the tables and load the encoder now, so that the first person does not wait for them.
 
     Raises:
         SafetyError: a table is damaged.
     """
     lexicon()
     shipped()
+    with suppress(Exception):  # each turn's rules will say so, and the words judge alone
+        encoder.shipped()
 
 
 def _excerpt(text: str) -> str:
@@ -318,8 +332,9 @@ def _excerpt(text: str) -> str:
 def screen(text: str, classifier: Classifier | None = None) -> Finding:
     """Screen one message of a person.
 
-    Without a classifier of one's own the shipped one is used. It can raise a level, never lower one; if it raises an
-    exception or takes too long, the lexicon's finding stands and the rule `classifier.failed` says so.
+    Without a classifier of one's own the shipped one is used. It raises levels; it lowers L3 and L4 to L2 where it is
+    sure that nothing is meant, unless the writer's own death is named in so many words. If it raises an exception or
+    takes too long, the lexicon's finding stands and the rule `classifier.failed` says so.
     """
     plain = normalise(_excerpt(text))
     words = words_of(plain.text)
@@ -338,6 +353,8 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
     else:
         score = max(score, opinion.risk)
         odds = opinion.odds
+        if opinion.partial:
+            signs.rules.append("encoder.failed")
         _weigh(opinion, signs, short=len(words.words) <= SHORT)
     return Finding(
         level=signs.level,
@@ -349,6 +366,24 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         families=frozenset(signs.families),
         odds=odds,
     )
+
+
+def screen_turn(
+    text: str, earlier: Sequence[str], told: Sequence[Odds], classifier: Classifier | None = None
+) -> Finding:
+    """Screen one message of a conversation: by itself as `screen` does, and together with those before it.
+
+    `earlier` is what the person said before, `told` the state's (`State.told`). A classifier of one's own, which gives
+    no log-odds, leaves the conversation unread.
+    """
+    finding = screen(text, classifier)
+    if not earlier or finding.odds is None:
+        return finding
+    try:
+        turns = [words_of(normalise(turn[-TURN_READ:]).text) for turn in (*earlier[-TURNS:], text)]
+        return replace(finding, whole=conversation(turns, (*told, finding.odds)))
+    except Exception:
+        return replace(finding, rules=tuple(dict.fromkeys((*finding.rules, "encoder.failed"))))
 
 
 def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
@@ -363,6 +398,7 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
 
     # a story, a friend or a question of knowledge is no excuse where it is clear that a way is asked for
     asked = opinion.method >= limit["method-certain"] or (clear and opinion.method >= limit["method"])
+    likely = opinion.method >= limit["method-likely"] and signs.softened <= {"asked_about"}
     # a short message may be the answer to any question: it has to be plainer by itself
     if asked and opinion.risk >= limit["method-short" if short else "method-risk"] and signs.level < 3:
         raise_to(3, "classifier.method", "method", {"method_request"})
@@ -380,3 +416,9 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
         elif opinion.risk >= limit["faint"]:
             # too little for this message, but the conversation remembers
             signs.families.add("faint")
+    if likely and signs.level < 2:
+        # perhaps asked for: the model may answer, with the resources beside
+        raise_to(2, "classifier.asked", "suspected")
+    if signs.level > 2 and not signs.plain_words and opinion.calm >= limit["calm"]:
+        signs.level = 2
+        signs.rules.append("classifier.calm")

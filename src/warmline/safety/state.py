@@ -7,12 +7,13 @@ put together, and nothing that is said as a joke afterwards takes anything back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from warmline.safety.classify import TURNS, Odds, thresholds, together
-from warmline.safety.screen import Finding
+from warmline.safety.screen import Finding, screen_turn
 
 CALM_TURNS = 4
 """So many turns in a row without any sign lower the level by one step."""
@@ -30,7 +31,10 @@ ANSWERED = 2
 """A "yes" counts as the answer to the question about suicide so many turns after a risky one."""
 HINTS_DENSE = 2.5
 """Deeds that hint, turn upon turn, count as thoughts of death; words of distress never do."""
+LENGTH_TOLL, LONG_TALK = 2.0, 6
+"""What a conversation's log-odds lose for each e-fold of turns beyond so many."""
 NEW_SESSION = timedelta(hours=6)
+NEVER = -99.0
 
 _SERIOUS = frozenset({"ideation", "plan", "intent", "attempt", "burden", "goodbye", "means", "self_injury", "method"})
 _EVIDENCE = _SERIOUS - {"means"} | {"strong", "suspected"}
@@ -68,6 +72,8 @@ class State:
     """What veiled turns weigh together; fades from turn to turn."""
     told: tuple[Odds, ...] = ()
     """The classifier's log-odds of the last turns."""
+    whole: float = NEVER
+    """Log-odds that all of it together calls for L3, after the last turn that was judged."""
     began: datetime | None = None
     """Start of the present session."""
     last: datetime | None = None
@@ -111,11 +117,13 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     told = state.told
     if finding.odds and not finding.flags & {"third_person", "unscreened_language"}:
         told = (*told, finding.odds)[-TURNS:]
+    judged = told is not state.told and len(told) > 1
+    whole = round(together(told, finding.whole), 3) if judged else state.whole
     raised = max(
         finding.level,
         _put_together(state, finding, families, risky, veil),
         _adds_up(finding, veil),
-        _as_a_whole(state.told, told, families),
+        3 if judged and whole > state.whole and _calls_for_three(whole, state.turns, families) else 0,
     )
 
     calm = state.calm + 1 if raised == 0 else 0
@@ -145,9 +153,19 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
         since=0 if about_oneself else state.since + 1,
         veil=veil,
         told=told,
+        whole=whole,
         began=began,
         last=at if state.last is None else max(at, state.last),
     )
+
+
+def follow(turns: Sequence[str], at: datetime) -> Iterator[tuple[Finding, State]]:
+    """Screen what a person said in a conversation, turn by turn, with the state after each."""
+    state = State()
+    for place, text in enumerate(turns):
+        finding = screen_turn(text, turns[:place], state.told)
+        state = advance(state, finding, at)
+        yield finding, state
 
 
 def _put_together(state: State, finding: Finding, families: frozenset[str], risky: int, veil: float) -> int:
@@ -218,13 +236,14 @@ def _adds_up(finding: Finding, veil: float) -> int:
     return 2 if added and veil >= VEIL_FOR_TWO else 0
 
 
-def _as_a_whole(before: tuple[Odds, ...], told: tuple[Odds, ...], families: frozenset[str]) -> int:
-    """L3 where this turn makes it likely enough that all turns together call for it; not for self-injury alone."""
-    if families & (_EVIDENCE | {"faint"}) == {"self_injury"}:
-        return 0
-    odds = together(told) if len(told) > 1 else -math.inf
+def _calls_for_three(whole: float, before: int, families: frozenset[str]) -> bool:
+    """Whether all turns together are likely enough to; never self-injury alone.
+
+    Of more turns the worst looks worse by chance: a long conversation has to be plainer.
+    """
     limit = thresholds()["talk"]
-    return 3 if odds >= math.log(limit / (1 - limit)) and odds > together(before) else 0
+    whole -= LENGTH_TOLL * math.log(max(1.0, before / LONG_TALK))
+    return whole >= math.log(limit / (1 - limit)) and families & (_EVIDENCE | {"faint"}) != {"self_injury"}
 
 
 def at_least(state: State, floor: State) -> State:
