@@ -230,7 +230,7 @@ def test_screening_that_fails_altogether_is_answered_as_serious(monkeypatch: pyt
     def broken(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(module, "screen", broken)
+    monkeypatch.setattr(module, "screen_turn", broken)
     engine = ScriptedEngine()
     events = talk(Chat(engine, system="", country="US"), Thread(), "anything")
     assert engine.calls == []

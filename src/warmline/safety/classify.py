@@ -407,5 +407,6 @@ def thresholds() -> dict[str, float]:
         "active-alone": 0.4,
         "active-risk": 0.6,
         "talk": 0.25,
+        "talk-unseen": 0.5,
         "calm": 0.97,
     }

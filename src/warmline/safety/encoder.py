@@ -41,7 +41,10 @@ class Encoder:
         import onnxruntime  # slow to import; commands that screen nothing do without
 
         self._tokenizer = Tokenizer.from_str(tokenizer)
-        self._begin, self._end = (self._tokenizer.token_to_id(piece) for piece in ("[CLS]", "[SEP]"))
+        begin, end = (self._tokenizer.token_to_id(piece) for piece in ("[CLS]", "[SEP]"))
+        if begin is None or end is None:
+            raise ValueError("the tokenizer has no [CLS] or no [SEP]")
+        self._begin, self._end = begin, end
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3

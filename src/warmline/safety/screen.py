@@ -295,11 +295,13 @@ class Lexicon:
                     continue  # an English word too, and read as one already
                 span = plain.original(words.spans[hit.first][0], words.spans[hit.last - 1][1])
                 signs.add(f"{code}.explicit-{hit.key}", int(hit.key), "ideation", (), span)
+                signs.plain_words = True
         for level, phrase in self.contains.get(language, ()):
             at = plain.text.find(phrase)
             if at >= 0:
                 span = plain.original(at, at + len(phrase))
                 signs.add(f"{language}.explicit-{level}", level, "ideation", (), span)
+                signs.plain_words = True
 
 
 def _plain(words: Iterable[object]) -> frozenset[str]:
@@ -356,6 +358,7 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         if opinion.partial:
             signs.rules.append("encoder.failed")
         _weigh(opinion, signs, short=len(words.words) <= SHORT)
+        _calm(opinion, signs, language)
     return Finding(
         level=signs.level,
         flags=frozenset(signs.flags),
@@ -419,6 +422,10 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
     if likely and signs.level < 2:
         # perhaps asked for: the model may answer, with the resources beside
         raise_to(2, "classifier.asked", "suspected")
-    if signs.level > 2 and not signs.plain_words and opinion.calm >= limit["calm"]:
+
+
+def _calm(opinion: Judgement, signs: _Signs, language: str) -> None:
+    """Let the classifier lower to L2 what it finds harmless, in the one language that it has learnt."""
+    if signs.level > 2 and not signs.plain_words and language == "en" and opinion.calm >= thresholds()["calm"]:
         signs.level = 2
         signs.rules.append("classifier.calm")

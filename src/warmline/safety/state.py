@@ -241,7 +241,7 @@ def _calls_for_three(whole: float, before: int, families: frozenset[str]) -> boo
 
     Of more turns the worst looks worse by chance: a long conversation has to be plainer.
     """
-    limit = thresholds()["talk"]
+    limit = thresholds()["talk" if families & (_EVIDENCE | {"faint"}) else "talk-unseen"]
     whole -= LENGTH_TOLL * math.log(max(1.0, before / LONG_TALK))
     return whole >= math.log(limit / (1 - limit)) and families & (_EVIDENCE | {"faint"}) != {"self_injury"}
 
