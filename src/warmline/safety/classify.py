@@ -59,8 +59,8 @@ SHARES = (1.0, 1.0, 0.5)
 """What the linear model's log-odds count beside the encoder's, for each head."""
 PASSAGE = 46
 """Word pieces that the encoder reads at once."""
-READ_PIECES = 56
-"""Word pieces of a message that the encoder reads, in one or more passages."""
+READ_PIECES = 46
+"""Word pieces of a message that the encoder reads. More passages of a long one found no more."""
 SURE = -4.0
 """Log-odds of each sentence below which the linear model is believed alone."""
 UNREAD = -2.0
