@@ -121,6 +121,8 @@ def test_what_the_classifier_finds_harmless_is_lowered_to_two_and_no_further() -
     lowered = screen(text, lambda words: calm)
     assert lowered.level == 2
     assert "classifier.calm" in lowered.rules
+    assert screen(text, lambda words: calm, amid=True).level >= 3, "it might be an answer"
+    assert screen("quiero matarme esta noche", lambda words: calm).level >= 3, "it has learnt English only"
     for plain in ("I am going to kill myself tonight", "I am planning my suicide", "I will end my life today"):
         assert screen(plain, lambda words: calm).level >= 3, "what is said in so many words stands"
     for passive in ("I wish I were dead", "I cut myself again"):
@@ -156,6 +158,9 @@ def test_what_went_before_changes_what_a_turn_means() -> None:
     assert alone.whole is None
     assert after.whole is not None
     assert replace(after, whole=None) == alone, "and nothing else"
+    answer = "Yes. Everything is ready on the table. I'm so tired. I don't want to hurt her, I just can't."
+    played = list(follow(["I told my mom I loved her and fed the cat enough for three days.", answer], NOON))
+    assert played[-1][1].level >= 3, "found calm, it is not taken down: it answers something"
     assert screen_turn(last, earlier, (), lambda words: Judgement(0.0, 0.0, 0.0)).whole is None
 
 

@@ -394,13 +394,13 @@ def together(told: Sequence[Odds], whole: float | None = None) -> float:
 def thresholds() -> dict[str, float]:
     """From which probability on a head is believed."""
     return {
-        "risk": 0.3,
+        "risk": 0.35,
         "strong": 0.6,
         "certain": 0.9,
         "faint": 0.05,
         "method": 0.2,
         "method-certain": 0.8,
-        "method-likely": 0.15,
+        "method-likely": 0.2,
         "method-risk": 0.1,
         "method-short": 0.6,
         "active": 0.4,
@@ -408,5 +408,5 @@ def thresholds() -> dict[str, float]:
         "active-risk": 0.6,
         "talk": 0.25,
         "talk-unseen": 0.5,
-        "calm": 0.97,
+        "calm": 0.98,
     }

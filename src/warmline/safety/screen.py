@@ -331,12 +331,13 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]}\n{text[-half:]}"
 
 
-def screen(text: str, classifier: Classifier | None = None) -> Finding:
-    """Screen one message of a person.
+def screen(text: str, classifier: Classifier | None = None, *, amid: bool = False) -> Finding:
+    """Screen one message of a person; `amid` says that it is not the first of its conversation.
 
-    Without a classifier of one's own the shipped one is used. It raises levels; it lowers L3 and L4 to L2 where it is
-    sure that nothing is meant, unless the writer's own death is named in so many words. If it raises an exception or
-    takes too long, the lexicon's finding stands and the rule `classifier.failed` says so.
+    Without a classifier of one's own the shipped one is used. It raises levels. Of a first message it lowers L3 and L4
+    to L2 where it is sure that nothing is meant, unless the writer's own death is named in so many words; what comes
+    later may be an answer, of which it can't be sure. If it raises an exception or takes too long, the lexicon's
+    finding stands and the rule `classifier.failed` says so.
     """
     plain = normalise(_excerpt(text))
     words = words_of(plain.text)
@@ -358,7 +359,8 @@ def screen(text: str, classifier: Classifier | None = None) -> Finding:
         if opinion.partial:
             signs.rules.append("encoder.failed")
         _weigh(opinion, signs, short=len(words.words) <= SHORT)
-        _calm(opinion, signs, language)
+        if not amid and language == "en":
+            _calm(opinion, signs)
     return Finding(
         level=signs.level,
         flags=frozenset(signs.flags),
@@ -379,7 +381,7 @@ def screen_turn(
     `earlier` is what the person said before, `told` the state's (`State.told`). A classifier of one's own, which gives
     no log-odds, leaves the conversation unread.
     """
-    finding = screen(text, classifier)
+    finding = screen(text, classifier, amid=bool(earlier))
     if not earlier or finding.odds is None:
         return finding
     try:
@@ -424,8 +426,8 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
         raise_to(2, "classifier.asked", "suspected")
 
 
-def _calm(opinion: Judgement, signs: _Signs, language: str) -> None:
-    """Let the classifier lower to L2 what it finds harmless, in the one language that it has learnt."""
-    if signs.level > 2 and not signs.plain_words and language == "en" and opinion.calm >= thresholds()["calm"]:
+def _calm(opinion: Judgement, signs: _Signs) -> None:
+    """Lower to L2 what the classifier finds harmless; in the one language that it has learnt."""
+    if signs.level > 2 and not signs.plain_words and opinion.calm >= thresholds()["calm"]:
         signs.level = 2
         signs.rules.append("classifier.calm")
