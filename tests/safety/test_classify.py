@@ -71,8 +71,8 @@ def test_passages_hold_the_worst_sentences_whole_and_once(parts: list[tuple[int,
     assert odds.index(max(odds)) in found[0]
     for passage in found:
         assert len(passage) == 1 or sum(lengths[place] for place in passage) <= classify.PASSAGE
-    if len(found) > 1:
-        assert sum(lengths[place] for place in taken) <= max(most, max(lengths) + most)
+    first, *others = (sum(lengths[place] for place in passage) for passage in found)
+    assert sum(others) <= max(0, most - first)
     if sum(lengths) <= classify.PASSAGE:
         assert found == [range(len(parts))], "a short message is read as a whole"
 
@@ -92,7 +92,8 @@ def test_without_its_file_the_words_judge_alone(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(encoder, "shipped", missing)
     alone = weights()(words)
-    assert (whole.partial, alone.partial, alone.calm) == (False, True, 0.0), "and calm nothing down"
+    assert (whole.partial, alone.partial) == (False, True)
+    assert not classify.harmless(words, replace(alone, odds=(-8.0, -8.0, -8.0))), "and calm nothing down"
     finding = screen("i can't do this any more and nobody would miss me")
     assert "encoder.failed" in finding.rules
 
@@ -114,19 +115,28 @@ def test_a_damaged_encoder_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> Non
         encoder._loaded.cache_clear()
 
 
-def test_what_the_classifier_finds_harmless_is_lowered_to_two_and_no_further() -> None:
-    calm, unsure = Judgement(0.0, 0.0, 0.0, calm=0.9999), Judgement(0.0, 0.0, 0.0)
-    text = "gun to my head I'd say the second album"
-    assert screen(text, lambda words: unsure).level >= 3, "a classifier without an opinion lowers nothing"
-    lowered = screen(text, lambda words: calm)
+def test_what_the_classifier_finds_harmless_is_lowered_to_two_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "should we be jumping off a cliff into the lake at scout camp"
+    lowered = screen(text)
     assert lowered.level == 2
     assert "classifier.calm" in lowered.rules
-    assert screen(text, lambda words: calm, amid=True).level >= 3, "it might be an answer"
-    assert screen("quiero matarme esta noche", lambda words: calm).level >= 3, "it has learnt English only"
-    for plain in ("I am going to kill myself tonight", "I am planning my suicide", "I will end my life today"):
-        assert screen(plain, lambda words: calm).level >= 3, "what is said in so many words stands"
+    assert screen(text, lambda words: Judgement(0.0, 0.0, 0.0)).level >= 3, "one's own classifier lowers nothing"
+    assert screen(text, amid=True).level >= 3, "it might be an answer"
+    assert screen(f"{text} {text} {text} {text} {text}").level >= 3, "too long to be read at once"
+
+    monkeypatch.setattr("warmline.safety.screen.harmless", lambda words, judged: True)
+    assert screen(text).level == 2
+    for plain in (
+        "I am going to kill myself tonight",
+        "I am planning my suicide",
+        "I will end my life today",
+        "I took forty tylenol",
+        "I have the gun in my mouth",
+        "quiero matarme esta noche",
+    ):
+        assert screen(plain).level >= 3, "what is said in so many words, done or at hand stands, and any other language"
     for passive in ("I wish I were dead", "I cut myself again"):
-        assert screen(passive, lambda words: calm).level == screen(passive, lambda words: unsure).level == 2
+        assert screen(passive).level == 2
 
 
 def test_conversations_without_a_doubtful_turn_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +182,48 @@ def test_a_conversation_that_cannot_be_read_is_said_so(monkeypatch: pytest.Monke
     found = screen_turn("i can't do this any more", ["hi"], ())
     assert "encoder.failed" in found.rules
     assert found.level == screen("i can't do this any more").level
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I took forty tylenol",
+        "just swallowed twenty of my mums tablets and now im on the bus",
+        "gun to my head I'd say the second album",
+        "we had lunch with my aunt and then the cousins came and we played cards and ate the cake she baked and my"
+        " uncle told the story of the boat again and everyone laughed and the dog slept on my feet and i drove home in"
+        " the rain with the radio on and i took sixty paracetamol an hour ago",
+        "nice day, went to the zoo. " * 6 + "Oh and I have the gun in my lap.",
+    ],
+)
+def test_what_may_be_happening_now_is_never_lowered(text: str) -> None:
+    by_words = screen(text, lambda words: Judgement(0.0, 0.0, 0.0)).level
+    assert screen(text).level >= by_words >= 3
+
+
+def test_a_bare_word_is_read_with_what_went_before() -> None:
+    assert screen("tonight").level == 0
+    said = ["I want it all to stop.", "I have written to my sister and I gave the cat away.", "tonight"]
+    assert [finding for finding, _ in follow(said, NOON)][-1].whole is not None
+
+
+def test_a_sentence_too_long_to_be_read_at_once_is_read_to_its_end() -> None:
+    start = "and then we went to see the people at the house by the sea " * 6
+    parts = [tuple((start + end).split()) for end in ("because it was sunny", "because i want to die")]
+    calm, grave = (classify.opinion([part], [0.0]) for part in parts)
+    assert calm
+    assert grave
+    assert grave[0] > calm[0] + 1
+
+
+def test_an_encoder_that_fails_costs_nothing_of_what_the_words_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of("nobody would miss me if i was gone")
+    [odds] = weights().windows([words.words])
+
+    def missing() -> None:
+        raise FileNotFoundError("encoder.onnx")
+
+    monkeypatch.setattr(encoder, "shipped", missing)
+    found = weights()(words)
+    assert found.odds
+    assert found.odds[0] == pytest.approx(odds[0], abs=0.051)

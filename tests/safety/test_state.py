@@ -220,3 +220,25 @@ def test_long_night() -> None:
         state = advance(state, Finding(0), start + timedelta(minutes=minutes))
     assert "long_night" in state.flags
     assert "long_night" not in advance(state, Finding(0), start + timedelta(hours=14)).flags
+
+
+def test_a_long_conversation_can_always_be_acted_on() -> None:
+    """The toll on length ends: what is plain stays plain after any number of turns."""
+    calm, plain = Finding(0, odds=(-6.0, -7.0, -8.0)), Finding(1, odds=(4.0, 3.0, -2.0), whole=5.0)
+    state = State()
+    for _ in range(300):
+        state = advance(state, calm, NOON)
+    for _ in range(3):
+        state = advance(state, plain, NOON)
+    assert state.level == 3
+
+
+def test_one_turn_fires_once_and_a_worse_one_again() -> None:
+    calm, plain = Finding(0, odds=(-6.0, -7.0, -8.0)), Finding(1, odds=(4.0, 3.0, -2.0), whole=4.0)
+    state = advance(advance(State(), calm, NOON), plain, NOON)
+    assert state.level == 3
+    fading = Finding(0, odds=calm.odds, whole=2.0)
+    for _ in range(CALM_TURNS):
+        state = advance(state, fading, NOON)
+    assert state.level == 2, "what was said is not said again by every later turn"
+    assert advance(state, Finding(1, odds=(6.0, 5.0, -2.0), whole=7.0), NOON).level == 3

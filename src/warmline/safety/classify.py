@@ -1,8 +1,8 @@
 """A small classifier beside the lexicon: a linear model of words near each other, and a sentence encoder.
 
-Knows words and weights, nothing of levels or replies. The weights come from `scripts/train_screen.py` and text written
-for this project. Each window of one or two sentences is judged by itself; the message is as risky as its riskiest one.
-The encoder costs most, so it reads the windows that look worst to the linear model.
+Knows words and weights, nothing of levels or replies. The weights come from `scripts/train_screen.py` and its sisters,
+and from text written for this project. The linear model judges each sentence, the encoder a whole message or the
+passage around its worst sentence, and the last turns of a conversation in one piece.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Judgement:
     active: float
     method: float
     odds: Odds | None = None
-    calm: float = 0.0
-    """How sure it is that nothing of this is there. 0 is no opinion."""
     partial: bool = False
     """The encoder failed, and the words were judged alone."""
 
@@ -63,6 +61,8 @@ READ_PIECES = 46
 """Word pieces of a message that the encoder reads. More passages of a long one found no more."""
 SURE = -4.0
 """Log-odds of each sentence below which the linear model is believed alone."""
+CALM_ENOUGH, CALM_READ = -3.9, -2.0
+"""Log-odds of all heads, together and of the encoder alone, below which a message is harmless whatever words it has."""
 UNREAD = -2.0
 """What counts for the encoder's opinion of a message that it has not read."""
 
@@ -189,7 +189,8 @@ class Weights:
         parts = sentences(words.words)
         seen = parts + joined(parts)
         if not any(len(part) > 1 for part in seen):
-            return Judgement(0.0, 0.0, 0.0)
+            # a bare word says nothing by itself, and may be the answer that a conversation turns on
+            return Judgement(0.0, 0.0, 0.0, (CALM, CALM, CALM))
         odds = self.windows(seen)
         judged = [each for each, part in zip(odds, seen, strict=True) if len(part) > 1]
         read, partial = None, False
@@ -202,26 +203,39 @@ class Weights:
         best, worst = [], []
         for head, share in enumerate(SHARES):
             top = sorted((each[head] for each in judged), reverse=True)[:2]
-            more = UNREAD if read is None else read[head]
+            more = (0.0 if partial else UNREAD) if read is None else read[head]
             best.append(_logistic(share * (sum(top) / len(top) - toll) + more))
             worst.append(share * top[0] + more)
         risk, active, method = (round(max(CALM, min(-CALM, each)), 1) for each in worst)
-        calm = 0.0 if partial else 1.0 - _logistic(max(worst))
-        return Judgement(best[0], best[1], best[2], (risk, active, method), calm, partial)
+        return Judgement(best[0], best[1], best[2], (risk, active, method), partial)
 
 
 def opinion(parts: Sequence[Sequence[str]], odds: Sequence[float]) -> list[float] | None:
     """The encoder's worst log-odds of a message's passages, which hold its worst sentences by the linear model.
 
-    None where each sentence is as calm as `SURE`.
+    None where each sentence is as calm as `SURE`. Of a sentence too long to be read at once beginning and end are read.
     """
     if max(odds) <= SURE:
         return None
     reader = encoder.shipped()
     pieces = [reader.tokens(" ".join(part)) for part in parts]
     chosen = passages([len(ids) for ids in pieces], odds, READ_PIECES)
-    read = [reader.odds([piece for place in passage for piece in pieces[place]]) for passage in chosen]
+    texts = [[piece for place in passage for piece in pieces[place]] for passage in chosen]
+    fits = encoder.LONGEST - 2
+    read = [reader.odds(part) for text in texts for part in ([text] if len(text) <= fits else [text, text[-fits:]])]
     return [max(each) for each in zip(*read, strict=True)]
+
+
+def harmless(words: Words, judged: Judgement) -> bool:
+    """Whether both opinions find the whole of a message plainly calm. False where not all of it can be read."""
+    if judged.odds is None or judged.partial or max(judged.odds) > CALM_ENOUGH:
+        return False
+    try:
+        reader = encoder.shipped()
+        pieces = reader.tokens(" ".join(words.words))
+        return len(pieces) <= encoder.LONGEST - 2 and max(reader.odds(pieces)) <= CALM_READ
+    except Exception:
+        return False
 
 
 def sentences(words: Sequence[str]) -> list[tuple[str, ...]]:
@@ -333,14 +347,15 @@ def weights() -> Weights:
 
 @cache
 def shipped() -> Classifier:
-    """The shipped classifier. It looks at the clock after each sentence and needs no thread; others take `Patient`."""
+    """The shipped classifier. It looks at the clock, reads so much and no more, and needs no thread as others do."""
     return weights()
 
 
 def conversation(turns: Sequence[Words], told: Sequence[Odds]) -> float | None:
     """The encoder's log-odds that a conversation calls for acting, by what the person said in the last turns.
 
-    None where every turn of `told`, the last one's among them, is as calm as `TALK_SURE`.
+    None where there is one turn only, and where every turn of `told`, the last one's among them, is as calm as
+    `TALK_SURE`.
     """
     if len(turns) < 2 or max(turn[0] for turn in told[-TURNS:]) <= TALK_SURE:
         return None
@@ -408,5 +423,4 @@ def thresholds() -> dict[str, float]:
         "active-risk": 0.6,
         "talk": 0.25,
         "talk-unseen": 0.5,
-        "calm": 0.98,
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from warmline.errors import SafetyError
 from warmline.safety import encoder
-from warmline.safety.classify import TURNS, Classifier, Judgement, Odds, conversation, shipped, thresholds
+from warmline.safety.classify import TURNS, Classifier, Judgement, Odds, conversation, harmless, shipped, thresholds
 from warmline.safety.language import SCREENED, language_of, looks_english
 from warmline.safety.normalise import Normalised, normalise
 from warmline.safety.phrases import Grammar, Hit, Phrase, PhraseBook, Words, rarest, words_of
@@ -26,7 +26,7 @@ SHORT = 30
 LONGEST = 20_000
 """Characters screened; of a longer message the beginning and the end, where people say what matters."""
 
-TURN_READ = 400
+TURN_READ = 2000
 """Characters of each turn, from its end, that are read when a conversation is read as a whole."""
 
 
@@ -45,7 +45,7 @@ class Finding:
     language: str = "en"
     families: frozenset[str] = frozenset()
     odds: Odds | None = None
-    """The classifier's log-odds of the worst sentences, for the state; None where nothing was judged."""
+    """The classifier's worst log-odds in the message, for the state; None where nothing was judged."""
     whole: float | None = None
     """The encoder's log-odds that the conversation so far calls for acting (`screen_turn`); None where not read."""
 
@@ -69,6 +69,7 @@ _TOPICS = ("help", "history", "technical", "bereaved")
 _ABOUT = (*_TOPICS, "fiction")
 _RISK_FAMILIES = frozenset({"ideation", "plan", "attempt", "self_injury", "intent", "burden", "goodbye", "means"})
 _DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
+_HAPPENING = frozenset({"attempt", "means"})
 _PLAIN = frozenset({"myself", "suicide", "suicidal", "kms", "life"})
 _BASE = (0.0, 0.15, 0.6, 0.85, 0.97)
 
@@ -84,8 +85,8 @@ class _Signs:
     rules: list[str] = field(default_factory=list)
     topical: bool = False
     """Something in the message suggests a question of knowledge, a technical matter or a figure of speech."""
-    plain_words: bool = False
-    """A finding of L3 or more names the writer's own death in so many words; nothing lowers that."""
+    firm: bool = False
+    """A finding of L3 or more names the writer's own death in so many words, or what has been taken or is at hand."""
     softened: set[str] = field(default_factory=set)
     """Families that were denied, long past, or somebody else's."""
 
@@ -277,7 +278,8 @@ class Lexicon:
                     signs.add(f"{rule.id}/past", min(level, 1), "past", flags, span)
                 continue
             signs.add(rule.id, level, rule.family, flags, span)
-            signs.plain_words |= level > 2 and not _PLAIN.isdisjoint(words.words[hit.first : hit.last])
+            if level > 2 and (rule.family in _HAPPENING or not _PLAIN.isdisjoint(words.words[hit.first : hit.last])):
+                signs.firm = True
         for name, has, level in self.together:
             if has <= signs.families:
                 signs.add(name, level, "together", (), (0, 0))
@@ -295,13 +297,13 @@ class Lexicon:
                     continue  # an English word too, and read as one already
                 span = plain.original(words.spans[hit.first][0], words.spans[hit.last - 1][1])
                 signs.add(f"{code}.explicit-{hit.key}", int(hit.key), "ideation", (), span)
-                signs.plain_words = True
+                signs.firm = True
         for level, phrase in self.contains.get(language, ()):
             at = plain.text.find(phrase)
             if at >= 0:
                 span = plain.original(at, at + len(phrase))
                 signs.add(f"{language}.explicit-{level}", level, "ideation", (), span)
-                signs.plain_words = True
+                signs.firm = True
 
 
 def _plain(words: Iterable[object]) -> frozenset[str]:
@@ -335,9 +337,9 @@ def screen(text: str, classifier: Classifier | None = None, *, amid: bool = Fals
     """Screen one message of a person; `amid` says that it is not the first of its conversation.
 
     Without a classifier of one's own the shipped one is used. It raises levels. Of a first message it lowers L3 and L4
-    to L2 where it is sure that nothing is meant, unless the writer's own death is named in so many words; what comes
-    later may be an answer, of which it can't be sure. If it raises an exception or takes too long, the lexicon's
-    finding stands and the rule `classifier.failed` says so.
+    to L2 where it has read all of it and is sure that nothing is meant, unless the writer's own death, or what has been
+    taken or is at hand, is named; what comes later may be an answer, of which it can't be sure. If it raises an
+    exception or takes too long, the lexicon's finding stands and the rule `classifier.failed` says so.
     """
     plain = normalise(_excerpt(text))
     words = words_of(plain.text)
@@ -346,27 +348,26 @@ def screen(text: str, classifier: Classifier | None = None, *, amid: bool = Fals
     lexicon().read_second_tier(words, plain, language, signs)
     if language not in SCREENED:
         signs.flags.add("unscreened_language")
-    score = _BASE[signs.level]
-    odds = None
+    risk, odds = 0.0, None
     try:
         judge = classifier or shipped()
         opinion = judge(words) if words.words else Judgement(0.0, 0.0, 0.0)
     except Exception:  # whatever it is, the lexicon has spoken already
         signs.rules.append("classifier.failed")
     else:
-        score = max(score, opinion.risk)
-        odds = opinion.odds
+        risk, odds = opinion.risk, opinion.odds
         if opinion.partial:
             signs.rules.append("encoder.failed")
         _weigh(opinion, signs, short=len(words.words) <= SHORT)
-        if not amid and language == "en":
-            _calm(opinion, signs)
+        if not amid and language == "en" and signs.level > 2 and not signs.firm and harmless(words, opinion):
+            signs.level = 2
+            signs.rules.append("classifier.calm")
     return Finding(
         level=signs.level,
         flags=frozenset(signs.flags),
         spans=tuple(sorted(set(signs.spans))),
         rules=tuple(signs.rules),
-        score=round(max(score, _BASE[signs.level]), 4),
+        score=round(max(risk, _BASE[signs.level]), 4),
         language=language,
         families=frozenset(signs.families),
         odds=odds,
@@ -374,18 +375,23 @@ def screen(text: str, classifier: Classifier | None = None, *, amid: bool = Fals
 
 
 def screen_turn(
-    text: str, earlier: Sequence[str], told: Sequence[Odds], classifier: Classifier | None = None
+    text: str,
+    earlier: Sequence[str],
+    told: Sequence[Odds],
+    classifier: Classifier | None = None,
+    *,
+    amid: bool = False,
 ) -> Finding:
     """Screen one message of a conversation: by itself as `screen` does, and together with those before it.
 
-    `earlier` is what the person said before, `told` the state's (`State.told`). A classifier of one's own, which gives
-    no log-odds, leaves the conversation unread.
+    `earlier` is what the person said before, `told` the state's (`State.told`); `amid` says that something else came
+    before. A classifier of one's own, which gives no log-odds, leaves the conversation unread.
     """
-    finding = screen(text, classifier, amid=bool(earlier))
+    finding = screen(text, classifier, amid=amid or bool(earlier))
     if not earlier or finding.odds is None:
         return finding
     try:
-        turns = [words_of(normalise(turn[-TURN_READ:]).text) for turn in (*earlier[-TURNS:], text)]
+        turns = [words_of(normalise(turn[-TURN_READ:]).text) for turn in (*earlier[1 - TURNS :], text)]
         return replace(finding, whole=conversation(turns, (*told, finding.odds)))
     except Exception:
         return replace(finding, rules=tuple(dict.fromkeys((*finding.rules, "encoder.failed"))))
@@ -424,10 +430,3 @@ def _weigh(opinion: Judgement, signs: _Signs, *, short: bool) -> None:
     if likely and signs.level < 2:
         # perhaps asked for: the model may answer, with the resources beside
         raise_to(2, "classifier.asked", "suspected")
-
-
-def _calm(opinion: Judgement, signs: _Signs) -> None:
-    """Lower to L2 what the classifier finds harmless; in the one language that it has learnt."""
-    if signs.level > 2 and not signs.plain_words and opinion.calm >= thresholds()["calm"]:
-        signs.level = 2
-        signs.rules.append("classifier.calm")

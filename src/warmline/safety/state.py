@@ -31,8 +31,8 @@ ANSWERED = 2
 """A "yes" counts as the answer to the question about suicide so many turns after a risky one."""
 HINTS_DENSE = 2.5
 """Deeds that hint, turn upon turn, count as thoughts of death; words of distress never do."""
-LENGTH_TOLL, LONG_TALK = 2.0, 6
-"""What a conversation's log-odds lose for each e-fold of turns beyond so many."""
+LENGTH_TOLL, LONG_TALK, LONGEST_TALK = 2.0, 6, 16
+"""What a conversation's log-odds lose for each e-fold of turns beyond so many, and no further than so many."""
 NEW_SESSION = timedelta(hours=6)
 NEVER = -99.0
 
@@ -117,13 +117,13 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     told = state.told
     if finding.odds and not finding.flags & {"third_person", "unscreened_language"}:
         told = (*told, finding.odds)[-TURNS:]
-    judged = told is not state.told and len(told) > 1
+    judged = told is not state.told and (len(told) > 1 or finding.whole is not None)
     whole = round(together(told, finding.whole), 3) if judged else state.whole
     raised = max(
         finding.level,
         _put_together(state, finding, families, risky, veil),
         _adds_up(finding, veil),
-        3 if judged and whole > state.whole and _calls_for_three(whole, state.turns, families) else 0,
+        3 if judged and _calls_for_three(whole, state, families) else 0,
     )
 
     calm = state.calm + 1 if raised == 0 else 0
@@ -236,14 +236,20 @@ def _adds_up(finding: Finding, veil: float) -> int:
     return 2 if added and veil >= VEIL_FOR_TWO else 0
 
 
-def _calls_for_three(whole: float, before: int, families: frozenset[str]) -> bool:
-    """Whether all turns together are likely enough to; never self-injury alone.
+def _calls_for_three(whole: float, before: State, families: frozenset[str]) -> bool:
+    """Whether this turn makes all turns together likely enough to; never self-injury alone.
 
-    Of more turns the worst looks worse by chance: a long conversation has to be plainer.
+    Of more turns the worst looks worse by chance: a long conversation has to be plainer, as far as `LONGEST_TALK`.
     """
+    if families & (_EVIDENCE | {"faint"}) == {"self_injury"}:
+        return False
+    toll = LENGTH_TOLL * math.log(max(1.0, min(before.turns, LONGEST_TALK) / LONG_TALK))
+    return whole - toll >= _limit(families) and (whole > before.whole or before.whole < _limit(before.families))
+
+
+def _limit(families: frozenset[str]) -> float:
     limit = thresholds()["talk" if families & (_EVIDENCE | {"faint"}) else "talk-unseen"]
-    whole -= LENGTH_TOLL * math.log(max(1.0, before / LONG_TALK))
-    return whole >= math.log(limit / (1 - limit)) and families & (_EVIDENCE | {"faint"}) != {"self_injury"}
+    return math.log(limit / (1 - limit))
 
 
 def at_least(state: State, floor: State) -> State:
