@@ -28,6 +28,7 @@ PACKAGES = (
     "peft",
     "bitsandbytes",
     "tokenizers",
+    "onnxruntime",
     "llama-cpp-python",
     "gguf",
     "httpx",
@@ -35,7 +36,7 @@ PACKAGES = (
     "argon2-cffi",
     "limits",
 )
-NEEDED = ("torch", "transformers", "peft", "tokenizers", "fastapi", "argon2-cffi", "limits")
+NEEDED = ("torch", "transformers", "peft", "tokenizers", "onnxruntime", "fastapi", "argon2-cffi", "limits")
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 """What llama.cpp and torch compute faster with."""
 LEAST_DISK = 5e9
@@ -64,7 +65,7 @@ def doctor(
       warmline doctor --config serve.yaml
     """
     run = Run.open(name, runs) if name else None
-    rows = [*machine(runs), *software()]
+    rows = [*machine(runs), *software(), screening()]
     rows += server(config) if config else [listening(port)]
     console.table("this machine", ["", "found", ""], [[what, found, advice] for what, found, advice, _ in rows])
     found: dict[str, Any] = {what: value for what, value, _, _ in rows}
@@ -134,6 +135,16 @@ def software() -> Iterator[Row]:
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     missing = "" if compiler else "only needed to build llama-cpp-python; without it the engine is `local`"
     yield "C++ compiler", compiler or "none", missing, True
+
+
+def screening() -> Row:
+    """Whether the crisis screen has both its opinions: without its encoder the words judge alone, and find less."""
+    from warmline.safety.screen import screen
+
+    rules = screen("I can't do this any more and nobody would miss me.").rules
+    if not {"encoder.failed", "classifier.failed"} & set(rules):
+        return "crisis screen", "words and encoder", "", True
+    return "crisis screen", "words alone", "its encoder can't be loaded: install warmline again, free memory", False
 
 
 def server(config: Path) -> Iterator[Row]:
