@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the folder with model.safetensors and tokenizer.json")
     parser.add_argument("--out", type=Path, default=ROOT / "src/warmline/safety/tables")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="where counsel_chat lies")
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=1.7)
     parser.add_argument("--keep", type=Path, help="also keep the weights as they were learnt, for another export")
     options = parser.parse_args()
     torch.manual_seed(0)
