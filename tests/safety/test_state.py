@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from warmline.safety.classify import TURNS, together
 from warmline.safety.screen import Finding
-from warmline.safety.state import CALM_TURNS, State, advance, follow
+from warmline.safety.state import CALM_TURNS, SPOKEN, State, advance, follow
 
 NOON = datetime(2026, 3, 1, 12)
 CEILING = 8
@@ -242,3 +243,41 @@ def test_one_turn_fires_once_and_a_worse_one_again() -> None:
         state = advance(state, fading, NOON)
     assert state.level == 2, "what was said is not said again by every later turn"
     assert advance(state, Finding(1, odds=(6.0, 5.0, -2.0), whole=7.0), NOON).level == 3
+
+
+def gathered() -> State:
+    calm, plain = Finding(0, odds=(-6.0, -7.0, -8.0)), Finding(1, odds=(4.0, 3.0, -2.0), whole=4.0)
+    state = advance(advance(State(), calm, NOON), plain, NOON)
+    assert state.level == 3
+    assert not state.families & SPOKEN
+    return state
+
+
+def test_what_was_only_put_together_falls_to_two_when_it_no_longer_holds() -> None:
+    denial = Finding(0, odds=(-7.0, -8.0, -8.0), whole=-6.0)
+    after_denial = advance(gathered(), denial, NOON)
+    assert after_denial.level == 2
+    assert after_denial.peak == 3
+    for _ in range(CALM_TURNS * 2):
+        after_denial = advance(after_denial, denial, NOON)
+    assert after_denial.level == 2, "never below"
+    assert advance(gathered(), replace(denial, whole=4.0), NOON).level == 3, "as long as it holds it stays"
+    spoken = advance(State(), Finding(3, families=frozenset({"ideation"}), odds=(5.0, 4.0, -8.0)), NOON)
+    assert advance(spoken, denial, NOON).level == 3, "what was said in words is not taken back by a denial"
+
+
+def test_yes_to_the_question_makes_it_said() -> None:
+    yes = Finding(0, families=frozenset({"affirm"}), odds=(-6.0, -8.0, -8.0), whole=-6.0)
+    state = advance(gathered(), yes, NOON)
+    assert state.level == 3
+    assert state.families & SPOKEN
+
+
+def test_asked_about_what_nobody_said_one_is_asked_differently() -> None:
+    from warmline.safety.protocol import shipped
+
+    state = gathered()
+    assert shipped().situation(state, Finding(1), State()).id == "gathered"
+    said = replace(state, families=frozenset({"ideation"}))
+    assert shipped().situation(said, Finding(1), State()).id == "first_active"
+    assert shipped().situation(state, Finding(3), State()).id == "active"

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from warmline.errors import SafetyError
 from warmline.safety.resources import Resources, nearest
 from warmline.safety.screen import Finding
-from warmline.safety.state import State
+from warmline.safety.state import SPOKEN, State
 from warmline.safety.tables import table
 
 Action = Literal["model", "model_with_resources", "vetted"]
@@ -41,6 +41,8 @@ class Situation:
     """The message has lifted the conversation to this level."""
     first: bool = False
     """The flag has not been seen before in this conversation."""
+    unsaid: bool = False
+    """No message so far has spoken of death or of hurting oneself: the level was put together from several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,13 @@ class Decision:
 
 def _situation(row: Mapping[str, Any]) -> Situation:
     when = row.get("when") or {}
-    unknown = set(when) - {"level", "message_level", "flags", "rising", "first"}
+    unknown = set(when) - {"level", "message_level", "flags", "rising", "first", "unsaid"}
     if unknown or row.get("action") not in ACTIONS:
         raise SafetyError(
             f"situation `{row.get('id')}` has an action or a condition that does not exist",
             code="safety-data",
             where="protocol.yaml",
-            hint=f"actions are {', '.join(ACTIONS)}; conditions are level, message_level, flags, rising, first",
+            hint=f"actions are {', '.join(ACTIONS)}; conditions are level, message_level, flags, rising, first, unsaid",
         )
     return Situation(
         id=str(row["id"]),
@@ -77,6 +79,7 @@ def _situation(row: Mapping[str, Any]) -> Situation:
         flags=frozenset(when.get("flags", ())),
         rising=bool(when.get("rising", False)),
         first=bool(when.get("first", False)),
+        unsaid=bool(when.get("unsaid", False)),
     )
 
 
@@ -128,6 +131,8 @@ class Protocol:
                 continue
             if situation.first and matching <= known:
                 continue
+            if situation.unsaid and state.families & SPOKEN:
+                continue
             return situation
         return self.situations[-1]
 
@@ -175,7 +180,7 @@ def stricter(own: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> d
             faults.append(f"situation `{row['id']}` no longer requires {', '.join(sorted(missing))}")
         new, old = there.get("when") or {}, row.get("when") or {}
         narrower = (
-            any(new.get(key, 0) > old.get(key, 0) for key in ("level", "message_level", "rising", "first"))
+            any(new.get(key, 0) > old.get(key, 0) for key in ("level", "message_level", "rising", "first", "unsaid"))
             or (not old.get("flags") and new.get("flags"))
             or not set(old.get("flags", ())) <= set(new.get("flags", old.get("flags", ())))
         )

@@ -39,6 +39,8 @@ NEVER = -99.0
 _SERIOUS = frozenset({"ideation", "plan", "intent", "attempt", "burden", "goodbye", "means", "self_injury", "method"})
 _EVIDENCE = _SERIOUS - {"means"} | {"strong", "suspected"}
 """Thoughts of death or harm, said or suspected: without one, nothing adds up to L3."""
+SPOKEN = _SERIOUS - {"means"} | {"strong"}
+"""Families of messages that spoke of death or of hurting oneself, by themselves."""
 _THOUGHTS = frozenset({"ideation", "burden", "self_injury", "strong", "attempt", "goodbye"})
 _HINTS = frozenset({"hint_ideation", "hint_means", "hint_goodbye"})
 _DISTRESS = frozenset({"hopeless", "worthless", "alone", "low", "loss"})
@@ -109,7 +111,10 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
     >>> advance(advance(State(), said, now), calm, now).level
     3
     """
-    families = state.families | finding.families
+    unsaid = state.level >= 3 and not state.families & SPOKEN
+    # "yes" to the question that followed what was only put together
+    confirmed = unsaid and "affirm" in finding.families and "denied" not in finding.families
+    families = state.families | finding.families | ({"ideation"} if confirmed else frozenset())
     said = finding.families & (_SERIOUS | {"strong"})
     about_oneself = finding.level >= 2 and bool(said) and "third_person" not in finding.flags
     risky = state.risky + about_oneself
@@ -123,12 +128,14 @@ def advance(state: State, finding: Finding, at: datetime) -> State:
         finding.level,
         _put_together(state, finding, families, risky, veil),
         _adds_up(finding, veil),
-        3 if judged and _calls_for_three(whole, state, families) else 0,
+        3 if confirmed or (judged and _calls_for_three(whole, state, families)) else 0,
     )
 
     calm = state.calm + 1 if raised == 0 else 0
     level = max(state.level, raised)
-    if calm >= CALM_TURNS and raised == 0:
+    # what was put together, and with this message no longer holds, need not wait; L2 and its lines stay
+    mistaken = unsaid and state.level == 3 and judged and whole - _toll(state) < _limit(families)
+    if (calm >= CALM_TURNS and raised == 0) or (mistaken and raised <= 1):
         level, calm = level - 1, 0
     peak = max(state.peak, level)
     level = max(level, raised, 2 if peak >= 3 else 0)
@@ -243,8 +250,13 @@ def _calls_for_three(whole: float, before: State, families: frozenset[str]) -> b
     """
     if families & (_EVIDENCE | {"faint"}) == {"self_injury"}:
         return False
-    toll = LENGTH_TOLL * math.log(max(1.0, min(before.turns, LONGEST_TALK) / LONG_TALK))
-    return whole - toll >= _limit(families) and (whole > before.whole or before.whole < _limit(before.families))
+    return whole - _toll(before) >= _limit(families) and (
+        whole > before.whole or before.whole < _limit(before.families)
+    )
+
+
+def _toll(before: State) -> float:
+    return LENGTH_TOLL * math.log(max(1.0, min(before.turns, LONGEST_TALK) / LONG_TALK))
 
 
 def _limit(families: frozenset[str]) -> float:
