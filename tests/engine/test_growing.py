@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,12 @@ def test_a_cache_that_cannot_be_moved_is_begun_anew(models: dict[str, Path], ggu
     with Dictated(engine) as dictated:
         expected = dictated.of(say(engine, TEXTS[0])[1])
     real = engine.shared._llama
+    # on a busy machine the first reply would be done before the others come, and nothing would have to be moved
+    slow = Instead(real, "llama_decode", lambda *given: time.sleep(0.02) or real.llama_decode(*given))
+    engine.shared._llama = slow
     reading = engine.reply(Call(messages("I was here first."), Options(max_tokens=200, temperature=0.0)))
     next(reading)
-    engine.shared._llama = Instead(real, "llama_state_set_data", lambda *_: 0)
+    engine.shared._llama = Instead(slow, "llama_state_set_data", lambda *_: 0)
     others = [aside(engine.reply(Call(messages(text), Options(max_tokens=200)))) for text in TEXTS[:2]]
     with pytest.raises(EngineError, match="moved"):
         "".join(reading)
